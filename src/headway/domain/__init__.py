@@ -1,0 +1,1 @@
+"""What Headway is about: releases, rollouts, metrics, interactions and feedback, as pure values and functions."""
