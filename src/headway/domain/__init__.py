@@ -1,1 +1,1 @@
-"""What Headway is about: releases, rollouts, metrics, interactions and feedback, as pure values and functions."""
+"""What Headway is about: releases, assignment, interactions, feedback, evidence. Pure: no I/O, no clock."""

@@ -1,0 +1,1 @@
+"""Configuration: settings of the process, and ``headway.yaml``."""

@@ -1,0 +1,116 @@
+"""Deployments and releases: what can answer, frozen.
+
+A release holds everything that can change an answer. Its content hash covers exactly that, so the same bundle is
+the same release however often it is applied; what cannot change an answer (secrets, prices, limits) is not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+ProviderKind = Literal["openai", "azure_openai"]
+
+
+class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Prices of a deployment in US dollars per million tokens."""
+
+    input: float
+    output: float
+    cached_input: float | None = None
+
+    def cost_usd(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
+        """Price one call; cached input tokens are part of the input tokens."""
+        cached = self.input if self.cached_input is None else self.cached_input
+        fresh = input_tokens - cached_tokens
+        return (fresh * self.input + cached_tokens * cached + output_tokens * self.output) / 1e6
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """The part of a deployment that can change an answer: it is part of the release.
+
+    Attributes:
+        provider: Dialect of the endpoint.
+        base_url: URL in front of ``/chat/completions`` (openai), or the resource's endpoint (azure_openai).
+        model: Model name (openai) or deployment name (azure_openai) sent to the provider.
+        api_version: For azure_openai; empty for its versionless ``/openai/v1`` API.
+    """
+
+    provider: ProviderKind
+    base_url: str
+    model: str
+    api_version: str = ""
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """The part of a deployment that cannot change an answer: it follows the latest applied configuration.
+
+    Attributes:
+        auth: How to authenticate: an API key, an Entra token, or nothing.
+        api_key: Secret reference (``env:NAME`` or ``file:/path``), never the secret.
+        headers: Extra headers; values may be secret references.
+        usd_per_million_tokens: Prices, if known.
+        connect_seconds: Longest wait for a connection.
+        first_token_seconds: Longest wait for the first byte of the answer, and between two of them.
+        total_seconds: Longest time for the whole call.
+        attempts: Tries on this deployment, the first included.
+        max_concurrency: Calls in flight per worker; 0 is no limit.
+        queue_size: Calls that may wait for a place, per worker.
+        queue_seconds: Longest wait for a place.
+        breaker_failures: Consecutive failures that open the circuit; 0 never opens it.
+        breaker_seconds: How long the circuit stays open before one call may try.
+    """
+
+    auth: Literal["api_key", "entra", "none"] = "api_key"
+    api_key: str | None = None
+    headers: dict[str, str] = {}
+    usd_per_million_tokens: Prices | None = None
+    connect_seconds: float = 5.0
+    first_token_seconds: float = 60.0
+    total_seconds: float = 600.0
+    attempts: int = 2
+    max_concurrency: int = 0
+    queue_size: int = 100
+    queue_seconds: float = 10.0
+    breaker_failures: int = 10
+    breaker_seconds: float = 5.0
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """One LLM endpoint with its name, what it answers with and how it is run."""
+
+    name: str
+    endpoint: Endpoint
+    operation: Operation = Operation()
+
+
+class Retrieval(msgspec.Struct, frozen=True):
+    """Where a release's passages come from."""
+
+    index: str
+    version: int
+    top_k: int = 5
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """Everything of a release that can change an answer.
+
+    Attributes:
+        deployments: The deployment's name and endpoint, then its fallbacks', in order.
+        prompt: Source of the Jinja2 template of the system message, or None.
+        parameters: Request fields that the release sets ("temperature", "max_tokens", ...), as JSON values.
+        client_may_override: Names of such fields (and "system") where the client's own value wins.
+        retrieval: Index version and its parameters, if the answers are grounded.
+    """
+
+    deployments: tuple[tuple[str, Endpoint], ...]
+    prompt: str | None = None
+    parameters: dict[str, Any] = {}
+    client_may_override: tuple[str, ...] = ()
+    retrieval: Retrieval | None = None
+
+    def content_hash(self) -> str:
+        """Hash the bundle: 64 hexadecimal characters, equal exactly for equal content."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
