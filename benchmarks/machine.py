@@ -1,0 +1,73 @@
+"""The machine: which core is measured, which one carries everything else, and a description without names."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class MissingToolError(Exception):
+    """Something the benchmark needs is not installed; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Two cores: ``measured`` carries the measured process tree alone, ``others`` all the rest."""
+
+    measured: int
+    others: int
+
+
+def choose_cores(wanted: str | None = None) -> Cores:
+    """Take the first two cores this process may use, or the two that are wanted as ``measured,others``.
+
+    Raises:
+        MissingToolError: Fewer than two cores, or a wanted one that may not be used.
+    """
+    usable = sorted(os.sched_getaffinity(0))
+    chosen = [int(core) for core in wanted.split(",")] if wanted else usable[:2]
+    if len(set(chosen)) != 2 or not set(chosen) <= set(usable):
+        raise MissingToolError(
+            f"the benchmark needs two different cores out of {usable}: one alone for what it measures"
+        )
+    return Cores(measured=chosen[0], others=chosen[1])
+
+
+def find_tool(name: str, package: str) -> str:
+    """Find a program on the path or where Debian keeps daemons.
+
+    Raises:
+        MissingToolError: It is not there; the message names the Debian package.
+    """
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
+    if found is None:
+        raise MissingToolError(f"{name} is not installed: apt-get install {package}")
+    return found
+
+
+def pin(core: int, command: Sequence[str]) -> list[str]:
+    """Prefix a command so that it and its children run on one core only."""
+    return [find_tool("taskset", "util-linux"), "--cpu-list", str(core), *command]
+
+
+def describe() -> dict[str, str]:
+    """Describe the machine in general terms: nothing in it identifies the machine."""
+    memory_kib = int(_read_field(Path("/proc/meminfo"), "MemTotal").split()[0])
+    release = platform.release().split(".")
+    return {
+        "cores": str(os.cpu_count()),
+        "memory": f"{round(memory_kib / 1024**2)} GiB",
+        "kernel": f"{platform.system()} {'.'.join(release[:2])}, {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def _read_field(path: Path, name: str) -> str:
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return line.partition(":")[2].strip()
+    raise MissingToolError(f"{path} has no {name}: the benchmark needs Linux")
