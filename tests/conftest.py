@@ -1,11 +1,88 @@
-"""What every test shares."""
+"""What every test shares: a PostgreSQL server per test process, a database per test."""
 
 import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from headway.storage.database import Database, migrate
 
 
 @pytest.fixture(scope="session")
 def proof() -> bool:
     """True in `make proof`: run at full size instead of the reduced size of `make test`."""
     return os.environ.get("HEADWAY_PROOF", "") not in ("", "0")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A running PostgreSQL server: the embedded one, or that of HEADWAY_TEST_POSTGRES_URL."""
+    given = os.environ.get("HEADWAY_TEST_POSTGRES_URL")
+    if given:
+        yield given
+        return
+    from headway.storage import embedded
+
+    home = Path(tempfile.mkdtemp(prefix="headway-test-"))
+    home.chmod(0o755)  # as root, the server runs as somebody else
+    try:
+        with embedded.start(home) as server:
+            yield server.url
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_url: str) -> Iterator[str]:
+    """Name of a migrated database that others are cloned from."""
+    name = f"template_{uuid.uuid4().hex[:12]}"
+    create_database(postgres_url, name)
+    migrate(make_conninfo(postgres_url, dbname=name))
+    yield name
+    drop_database(postgres_url, name)
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    """URL of a new database with nothing in it."""
+    name = f"empty_{uuid.uuid4().hex[:12]}"
+    create_database(postgres_url, name)
+    yield make_conninfo(postgres_url, dbname=name)
+    drop_database(postgres_url, name)
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
+    """URL of a new, migrated database."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    create_database(postgres_url, name, template_database)
+    yield make_conninfo(postgres_url, dbname=name)
+    drop_database(postgres_url, name)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A new, migrated database, open."""
+    opened = Database(database_url)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def create_database(postgres_url: str, name: str, template: str = "template0") -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+
+
+def drop_database(postgres_url: str, name: str) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -85,7 +85,7 @@ def migrate(url: str) -> None:
 
     Raises:
         ConfigurationError: The URL is not one.
-        StorageError: The database cannot be reached, or was migrated by a newer Headway.
+        StorageError: The database cannot be reached, was migrated by a newer Headway, or holds other tables.
     """
     try:
         with psycopg.connect(_conninfo(url), autocommit=True) as connection:
@@ -132,11 +132,16 @@ def _upgrade(url: str, revision: str = "head") -> None:
     engine = sa.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(_conninfo(url)), poolclass=sa.NullPool
     )
-    with engine.connect() as connection:
-        config = _alembic_config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    engine.dispose()
+    config = _alembic_config()
+    try:
+        with engine.connect() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+    except sa.exc.DBAPIError as error:
+        reason = _first_line(error.orig or error)
+        raise StorageError(f"the migration failed and was undone: {reason}") from error
+    finally:
+        engine.dispose()
 
 
 def _alembic_config() -> Config:
