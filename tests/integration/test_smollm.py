@@ -35,13 +35,15 @@ def test_it_answers_streams_and_ends_with_the_block() -> None:
         question: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
         answer = client.chat.completions.create(model=MODEL, messages=question, max_tokens=16)
         assert answer.choices[0].message.content
-        assert answer.usage and answer.usage.completion_tokens > 0
+        assert answer.usage
+        assert answer.usage.completion_tokens > 0
         with client.chat.completions.create(
             model=MODEL, messages=question, max_tokens=8, stream=True, stream_options={"include_usage": True}
         ) as stream:
             pieces = list(stream)
         assert len([piece for piece in pieces if piece.choices and piece.choices[0].delta.content]) > 1
-        assert pieces[-1].usage and pieces[-1].usage.completion_tokens > 0
+        assert pieces[-1].usage
+        assert pieces[-1].usage.completion_tokens > 0
         client.close()
     assert not alive(server.pid)
 
