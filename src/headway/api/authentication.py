@@ -1,4 +1,4 @@
-"""Who calls: API keys, their scopes and their applications. Both planes ask here.
+"""Who calls: the API key of a request. Both planes ask here; what a key may do says ``headway.domain.access``.
 
 A key is 256 random bits behind ``hw-``; only its SHA-256 is known, so looking the hash up compares nothing that a
 caller could measure its way through.
@@ -9,10 +9,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from headway.domain.snapshot import KeyRoute, Scope, Snapshot
-from headway.errors import AuthenticationError, PermissionDeniedError
+from headway.domain.access import has_scope, may_use, require_application, require_scope
+from headway.domain.snapshot import KeyRoute, Snapshot
+from headway.errors import AuthenticationError
 
-_IMPLIED: Mapping[Scope, tuple[Scope, ...]] = {"view": ("admin",)}
+__all__ = [
+    "authenticate",
+    "has_scope",
+    "identify",
+    "may_use",
+    "presented_key",
+    "require_application",
+    "require_scope",
+]
+
 _HOW = "send it as `Authorization: Bearer hw-...` or `api-key: hw-...`"
 
 
@@ -73,34 +83,3 @@ def authenticate(snapshot: Snapshot, headers: Mapping[bytes, bytes], unix_ms: in
     if key is None:
         raise AuthenticationError(f"an API key is needed: {_HOW}", code="missing_api_key")
     return key
-
-
-def has_scope(key: KeyRoute, scope: Scope) -> bool:
-    """Say whether the key has the scope; ``admin`` includes ``view``."""
-    return scope in key.scopes or any(wider in key.scopes for wider in _IMPLIED.get(scope, ()))
-
-
-def require_scope(key: KeyRoute, scope: Scope) -> None:
-    """Let the call pass only if the key has the scope.
-
-    Raises:
-        PermissionDeniedError: It has not.
-    """
-    if not has_scope(key, scope):
-        raise PermissionDeniedError(f"the API key {key.name!r} lacks the scope {scope!r}")
-
-
-def may_use(key: KeyRoute, application: str) -> bool:
-    """Say whether the key may use the application."""
-    return not key.applications or application in key.applications
-
-
-def require_application(key: KeyRoute, application: str) -> None:
-    """Let the call pass only if the key may use the application.
-
-    Raises:
-        PermissionDeniedError: It may not.
-    """
-    if not may_use(key, application):
-        message = f"the API key {key.name!r} may not use the application {application!r}"
-        raise PermissionDeniedError(message, code="application_not_allowed")

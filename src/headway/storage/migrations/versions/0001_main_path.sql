@@ -227,10 +227,11 @@ CREATE TABLE feedback (
     key             integer NOT NULL,   -- 0: sent with the interaction id alone
     superseded_at   timestamptz
 );
-CREATE UNIQUE INDEX feedback_current ON feedback (target, target_id, choice, metric, author)
+CREATE UNIQUE INDEX feedback_current ON feedback (application, target, target_id, choice, metric, author)
     WHERE superseded_at IS NULL;
-CREATE INDEX feedback_application ON feedback (application, at DESC);
-CREATE INDEX feedback_target ON feedback (target, target_id);
+CREATE INDEX feedback_at ON feedback (at DESC, id DESC);
+CREATE INDEX feedback_application ON feedback (application, at DESC, id DESC);
+CREATE INDEX feedback_target ON feedback (target_id);
 
 CREATE TABLE report (
     id              uuid PRIMARY KEY,
@@ -245,7 +246,8 @@ CREATE TABLE report (
     version         integer NOT NULL DEFAULT 1,     -- compare-and-set
     updated_at      timestamptz NOT NULL
 );
-CREATE INDEX report_status ON report (status, at DESC);
+CREATE INDEX report_at ON report (at DESC, id DESC);
+CREATE INDEX report_key ON report (key, at DESC, id DESC);
 
 CREATE TABLE report_interaction (
     report_id       uuid NOT NULL REFERENCES report,
@@ -266,7 +268,7 @@ CREATE TABLE report_event (
     status          text,
     severity        text
 );
-CREATE INDEX report_event_report ON report_event (report_id, at);
+CREATE INDEX report_event_report ON report_event (report_id, at, id);
 
 CREATE TABLE audit_log (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
