@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
 
+from headway.domain.interaction import Interaction
 from headway.errors import FeedbackValueError
 
 Direction = Literal["higher", "lower"]
@@ -78,3 +81,91 @@ BUILT_IN_FEEDBACK: dict[str, FeedbackMetric] = {
     "comment": FeedbackMetric(kind="text"),
     "correction": FeedbackMetric(kind="text"),
 }
+
+
+class EventMetric(msgspec.Struct, frozen=True):
+    """A binary metric that Headway reads from every interaction itself.
+
+    Attributes:
+        name: Name in policies, evidence and summaries.
+        occurred: Whether the event happened in an interaction (truthy).
+        direction: Which way is better.
+    """
+
+    name: str
+    occurred: Callable[[Interaction], object]
+    direction: Direction = "lower"
+
+
+class ValueMetric(msgspec.Struct, frozen=True):
+    """A positive metric that Headway reads from every interaction itself.
+
+    Attributes:
+        name: Name in policies, evidence and summaries.
+        value: The value of an interaction; None where it has none, and it is then left out.
+        per_unit: Evidence adds up whole numbers, so that the order of adding never shows: it counts in 1 / ``per_unit``.
+        histogram: Whether evidence keeps a log-histogram of it.
+        direction: Which way is better.
+    """
+
+    name: str
+    value: Callable[[Interaction], float | None]
+    per_unit: int = 1
+    histogram: bool = False
+    direction: Direction = "lower"
+
+
+def _latency(interaction: Interaction) -> float | None:
+    # Of complete answers: a failure or an abort says how long somebody waited, not how fast the release answers.
+    return None if interaction.error is not None or interaction.aborted else interaction.total_ms
+
+
+# The order is that of the bits in unit_state.events: only ever append.
+EVENT_METRICS: tuple[EventMetric, ...] = (
+    EventMetric("error_rate", attrgetter("release_error")),
+    EventMetric("attempt_error_rate", attrgetter("attempt_errors")),
+    EventMetric("fallback_rate", attrgetter("fallback")),
+    EventMetric("refusal_rate", attrgetter("refused")),
+    EventMetric("content_filter_rate", attrgetter("filtered")),
+    EventMetric("abort_rate", attrgetter("aborted")),
+)
+
+LATENCY = ValueMetric("latency", _latency, per_unit=1_000, histogram=True)
+
+VALUE_METRICS: tuple[ValueMetric, ...] = (
+    ValueMetric("cost", attrgetter("cost_usd"), per_unit=1_000_000_000),
+    ValueMetric("input_tokens", attrgetter("input_tokens")),
+    ValueMetric("output_tokens", attrgetter("output_tokens")),
+    LATENCY,
+    ValueMetric("first_token", attrgetter("first_token_ms"), per_unit=1_000, histogram=True),
+)
+
+# What a provider calls a 4xx that the release's model, prompt or parameters brought about.
+_RELEASE_FAULTS = frozenset(
+    (
+        "context_length_exceeded",
+        "string_above_max_length",
+        "unsupported_parameter",
+        "unsupported_value",
+        "unknown_parameter",
+        "invalid_prompt",
+        "DeploymentNotFound",
+    )
+)
+# Wrong credentials, no such model, the deployment's rate limit: the release cannot answer, whoever asks.
+_DEPLOYMENT_FAULTS = frozenset((401, 403, 404, 408, 429))
+
+
+def is_release_error(provider_status: int | None, code: str | None) -> bool:
+    """Say whether a failure after assignment counts against the release (statistics, booking rule 7).
+
+    Counted: no answer, a timeout, a cut stream, 5xx, and what in 4xx the release itself brought about. Not counted:
+    other 4xx (the client's own mistake). Never ask for a client that went away: that is ``abort_rate``, no error.
+
+    Args:
+        provider_status: HTTP status of the provider's last answer; None when there was none, or it broke off.
+        code: The provider's error code, if it gave one.
+    """
+    if provider_status is None or provider_status >= 500:
+        return True
+    return provider_status in _DEPLOYMENT_FAULTS or (provider_status >= 400 and code in _RELEASE_FAULTS)

@@ -1,0 +1,5 @@
+"""Statistics on mergeable counts: pure functions, no I/O."""
+
+from headway.stats.histogram import GAMMA, log_histogram_bin
+
+__all__ = ["GAMMA", "log_histogram_bin"]

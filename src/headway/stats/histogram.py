@@ -1,0 +1,22 @@
+"""Log-histograms: counts of a positive quantity in bins of constant relative width, mergeable by adding."""
+
+from __future__ import annotations
+
+import math
+
+GAMMA = 1.02
+"""Ratio of a bin's edges: a quantile read from the histogram is off by at most 1 %."""
+
+_SMALLEST = 1e-6
+
+
+def log_histogram_bin(x: float, gamma: float = GAMMA) -> int:
+    """Number the bin of a value: bin i holds gamma^(i-1) < x <= gamma^i.
+
+    Values up to 1e-6, zero and negative ones included, share the lowest bin.
+
+    Example:
+        >>> log_histogram_bin(1.0), log_histogram_bin(250.0)
+        (0, 279)
+    """
+    return math.ceil(math.log(x if x > _SMALLEST else _SMALLEST) / math.log(gamma))
