@@ -103,7 +103,7 @@ class ValueMetric(msgspec.Struct, frozen=True):
     Attributes:
         name: Name in policies, evidence and summaries.
         value: The value of an interaction; None where it has none, and it is then left out.
-        per_unit: Evidence adds up whole numbers, so that the order of adding never shows: it counts in 1 / ``per_unit``.
+        per_unit: Evidence adds up whole numbers, so that order never shows: it counts in 1 / ``per_unit``.
         histogram: Whether evidence keeps a log-histogram of it.
         direction: Which way is better.
     """

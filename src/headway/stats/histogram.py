@@ -19,4 +19,4 @@ def log_histogram_bin(x: float, gamma: float = GAMMA) -> int:
         >>> log_histogram_bin(1.0), log_histogram_bin(250.0)
         (0, 279)
     """
-    return math.ceil(math.log(x if x > _SMALLEST else _SMALLEST) / math.log(gamma))
+    return math.ceil(math.log(max(x, _SMALLEST)) / math.log(gamma))

@@ -2,6 +2,7 @@
 
 import random
 from functools import reduce
+from typing import Any
 
 import msgspec
 import pytest
@@ -105,7 +106,7 @@ def test_one_interaction_is_counted_under_its_exposure_key() -> None:
 @pytest.mark.parametrize(
     "fields", [{"rollout": 0}, {"kind": Kind.PINNED}, {"kind": Kind.SHADOW}, {"kind": Kind.HOLDBACK}]
 )
-def test_what_was_not_assigned_is_no_evidence(fields: dict[str, int]) -> None:
+def test_what_was_not_assigned_is_no_evidence(fields: dict[str, Any]) -> None:
     assert fold([make_interaction(**fields)], {}) == ({}, {})
 
 
@@ -129,7 +130,7 @@ def test_a_unit_is_new_once_per_rollout_and_at_its_first_exposure() -> None:
 
 
 def test_only_the_first_event_of_a_unit_counts_and_ends_its_risk() -> None:
-    failing = {"release_error": True, "error": "provider_error"}
+    failing: dict[str, Any] = {"release_error": True, "error": "provider_error"}
     batch = [make_interaction(), make_interaction(**failing), make_interaction(**failing), make_interaction()]
     found = fold(batch, {})[0][key()].events["error_rate"]
     assert (found.count, found.at_risk, found.first) == (2, 2, 1)
@@ -191,7 +192,7 @@ def test_the_highest_latency_is_kept_per_arm() -> None:
 # --- in any order ---
 
 
-@given(batches, batches, batches)
+@given(st.tuples(batches, batches, batches))
 def test_merge_is_commutative_and_associative(
     first: list[Interaction], second: list[Interaction], third: list[Interaction]
 ) -> None:
