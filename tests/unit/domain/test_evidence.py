@@ -193,10 +193,8 @@ def test_the_highest_latency_is_kept_per_arm() -> None:
 
 
 @given(st.tuples(batches, batches, batches))
-def test_merge_is_commutative_and_associative(
-    first: list[Interaction], second: list[Interaction], third: list[Interaction]
-) -> None:
-    a, b, c = (summed(fold(batch, {})[0]) for batch in (first, second, third))
+def test_merge_is_commutative_and_associative(parts: tuple[list[Interaction], ...]) -> None:
+    a, b, c = (summed(fold(batch, {})[0]) for batch in parts)
     assert merge(a, b) == merge(b, a)
     assert merge(merge(a, b), c) == merge(a, merge(b, c))
     assert merge(a, Counts()) == merge(Counts(), a)
