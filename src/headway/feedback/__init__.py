@@ -1,0 +1,1 @@
+"""Takes feedback and reports: attributes, checks, and keeps them before it says so."""
