@@ -7,6 +7,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headway.testing.question import RequestError
+
 __all__ = ["make_instance"]
 
 _STRINGS = ("plain", "café", "東京", 'a "quoted" word', "two\nlines", "C:\\path", "🙂")
@@ -20,13 +22,19 @@ def make_instance(schema: Any, rng: random.Random) -> Any:
     Knows what OpenAI's structured output allows: types, ``properties``, ``items``, ``enum``, ``const``, ``anyOf``,
     ``$ref`` and the usual bounds. Recursive schemas end, by taking the alternative that is not recursive.
 
+    Raises:
+        RequestError: The schema is not usable; OpenAI's 400.
+
     Example:
         >>> make_instance({"type": "object", "properties": {"ok": {"type": "boolean"}}}, random.Random(1))
         {'ok': True}
     """
     if not schema:
         return {"answer": rng.choice(_STRINGS)}
-    return _Instance(schema, rng).make(schema, depth=0)
+    try:
+        return _Instance(schema, rng).make(schema, depth=0)
+    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RequestError(f"Invalid schema: {error!r}", code="invalid_json_schema") from error
 
 
 class _Instance:

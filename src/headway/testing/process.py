@@ -63,7 +63,13 @@ class ProviderProcess:
         for model, behaviour in self._behaviours.items():
             arguments += ["--behaviour", f"{model}={_encode(behaviour)}"]
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "headway.testing.provider", *arguments, stdout=asyncio.subprocess.PIPE
+            sys.executable,
+            "-m",
+            "headway.testing.provider",
+            "--with-stdin",  # a pipe that this process holds: the simulator does not outlive it, even if it is killed
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
         )
         assert self._process.stdout is not None
         try:

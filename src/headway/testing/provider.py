@@ -45,15 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         host=options.host,
         port=options.port,
     )
-    uvloop.run(_serve(simulator))
+    uvloop.run(_serve(simulator, with_stdin=options.with_stdin))
     return 0
 
 
-async def _serve(simulator: ProviderSimulator) -> None:
+async def _serve(simulator: ProviderSimulator, *, with_stdin: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, stop.set)
+    if with_stdin:
+        loop.add_reader(sys.stdin.fileno(), stop.set)
     async with simulator:
         address = {"base_url": simulator.base_url, "azure_endpoint": simulator.azure_endpoint, "pid": os.getpid()}
         sys.stdout.write(msgspec.json.encode(address).decode() + "\n")
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--default", metavar="JSON", help="behaviour for all other models: JSON or a path")
     parser.add_argument("--only-known", action="store_true", help="refuse other models with 404")
+    parser.add_argument("--with-stdin", action="store_true", help="stop when the standard input is closed")
     parser.add_argument("--api-key", action="append", default=[], help="accept only this key; may be repeated")
     return parser
 

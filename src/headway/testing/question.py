@@ -105,8 +105,6 @@ def read_chat(body: Any, *, model: str | None = None) -> Question:
     choices = fields.get("n") or 1
     if not isinstance(choices, int) or not 1 <= choices <= 128:
         raise RequestError("'n' must be an integer between 1 and 128.", param="n")
-    choice = fields.get("tool_choice", "auto")
-    tools = _tools(fields.get("tools"), nested=True)
     return Question(
         model=model or _field(fields, "model", str),
         system_text="\n".join(
@@ -117,12 +115,12 @@ def read_chat(body: Any, *, model: str | None = None) -> Question:
         include_usage=stream and isinstance(options, dict) and options.get("include_usage") is True,
         choices=choices,
         max_tokens=_limit(fields, "max_completion_tokens") or _limit(fields, "max_tokens"),
-        tools=tools,
-        tool_choice=str(choice["function"]["name"]) if isinstance(choice, dict) else str(choice),
+        tools=_tools(fields.get("tools"), nested=True),
+        tool_choice=_tool_choice(fields.get("tool_choice"), nested=True),
         parallel_tools=fields.get("parallel_tool_calls") is not False,
         from_user=messages[-1].get("role") != "tool",
         schema=_schema(fields.get("response_format"), nested=True),
-        logprobs=int(fields.get("top_logprobs") or 0) if fields.get("logprobs") is True else None,
+        logprobs=_alternatives(fields) if fields.get("logprobs") is True else None,
     )
 
 
@@ -147,7 +145,6 @@ def read_responses(body: Any, *, history_tokens: int = 0) -> Question:
     if isinstance(instructions, str):
         system.insert(0, instructions)
         texts.append(instructions)
-    choice = fields.get("tool_choice", "auto")
     text = fields.get("text")
     include = fields.get("include")
     logprobs = isinstance(include, list) and "message.output_text.logprobs" in include
@@ -159,11 +156,11 @@ def read_responses(body: Any, *, history_tokens: int = 0) -> Question:
         include_usage=True,
         max_tokens=_limit(fields, "max_output_tokens"),
         tools=_tools(fields.get("tools"), nested=False),
-        tool_choice=str(choice["name"]) if isinstance(choice, dict) and "name" in choice else str(choice),
+        tool_choice=_tool_choice(fields.get("tool_choice"), nested=False),
         parallel_tools=fields.get("parallel_tool_calls") is not False,
         from_user=items[-1].get("type") != "function_call_output",
         schema=_schema(text.get("format"), nested=False) if isinstance(text, dict) else None,
-        logprobs=int(fields.get("top_logprobs") or 0) if logprobs else None,
+        logprobs=_alternatives(fields) if logprobs else None,
     )
 
 
@@ -186,6 +183,24 @@ def _limit(fields: Mapping[str, Any], name: str) -> int | None:
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise RequestError(f"'{name}' must be a positive integer.", param=name, code="integer_below_min_value")
     return limit
+
+
+def _alternatives(fields: Mapping[str, Any]) -> int:
+    count = fields.get("top_logprobs") or 0
+    if not isinstance(count, int) or not 0 <= count <= 20:
+        raise RequestError("'top_logprobs' must be an integer between 0 and 20.", param="top_logprobs")
+    return count
+
+
+def _tool_choice(given: Any, *, nested: bool) -> str:
+    """Read which tool must be called: a word, or the name of a function."""
+    if given is None:
+        return "auto"
+    function = given.get("function") if nested and isinstance(given, dict) else given
+    name = function.get("name") if isinstance(function, dict) else function
+    if not isinstance(name, str):
+        raise RequestError("Invalid type for 'tool_choice'.", param="tool_choice", code="invalid_type")
+    return name
 
 
 def _prompt_tokens(texts: Iterable[str]) -> int:

@@ -65,9 +65,9 @@ class _Exchange:
 class ProviderSimulator:
     """Serves OpenAI's API in this event loop, from ``async with`` to its end.
 
-    Routes: ``/v1/chat/completions``, ``/v1/responses``, ``/v1/embeddings``, ``/v1/models``; the same below ``/openai/v1``;
-    and Azure's ``/openai/deployments/{name}/...?api-version=``. All random choices come from the seed: the k-th request
-    for a model is treated the same in each run.
+    Routes: ``/v1/chat/completions``, ``/v1/responses``, ``/v1/embeddings``, ``/v1/models``; the same below
+    ``/openai/v1``; and Azure's ``/openai/deployments/{name}/...?api-version=``. All random choices come from the seed:
+    the k-th request for a model is treated the same in each run.
 
     Args:
         behaviours: By model name, or by deployment name on Azure's paths.
@@ -248,6 +248,9 @@ class ProviderSimulator:
         except (asyncio.CancelledError, ConnectionError):
             self._ledger.end(exchange.received, Outcome.STOPPED if self._ledger.stopping else Outcome.CANCELLED)
             raise
+        finally:
+            # Has ended before, unless something unforeseen made this a 500.
+            self._ledger.end(exchange.received, Outcome.ERROR)
 
     def _receive(self, request: web.BaseRequest, raw: bytes) -> _Exchange:
         target = _read_target(request.path)
