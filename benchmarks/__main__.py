@@ -1,19 +1,19 @@
-"""The command behind ``make bench``."""
+"""Measure the gateway against bare Envoy, each alone on one core; everything stays on loopback."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import urlsplit
 
-import typer
 import uvloop
 from rich.console import Console
 
@@ -38,55 +38,37 @@ AREAS: Mapping[str, Callable[[Bench], list[Figure]]] = {
 STARTERS: Mapping[str, Starter] = {"envoy": start_envoy, "reference": start_reference}
 
 
-def run(
-    only: Annotated[str, typer.Option(help="Areas, separated by commas.")] = ",".join(AREAS),
-    targets: Annotated[str, typer.Option(help="Targets, separated by commas.")] = ",".join(STARTERS),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes: shows that it works, not what it costs.")
-    ] = False,
-    full: Annotated[bool, typer.Option("--full", help="Memory up to the 1,000,000th request.")] = False,
-    write: Annotated[bool, typer.Option("--write", help="Update RESULTS.md and results.json.")] = False,
-    cores: Annotated[str | None, typer.Option(help="Cores to use, MEASURED,OTHERS.")] = None,
-    url: Annotated[str | None, typer.Option(help="Also measure the gateway at this loopback URL.")] = None,
-    process_id: Annotated[int, typer.Option(help="Root process of the gateway at --url.")] = 0,
-    key: Annotated[str | None, typer.Option(help="API key for --url.")] = None,
-    model: Annotated[str, typer.Option(help="Model to ask for at --url.")] = MODEL,
-    upstream_port: Annotated[
-        int | None, typer.Option(help="Fixed port of the upstream, which --url forwards to.")
-    ] = None,
-) -> None:
-    """Measure the gateway against bare Envoy, each alone on one core; everything stays on loopback.
-
-    Ends with 0 when every figure was taken (bars may be missed), with 1 when an area is void or could not run.
-    """
+def main(arguments: list[str] | None = None) -> int:
+    """Measure; 0 when every figure was taken (bars may be missed), 1 when an area is void or could not run."""
+    options = _read_options(arguments)
+    sizes = QUICK if options.quick else FULL if options.full else DEFAULT
+    starters = {name: STARTERS[name] for name in options.targets}
+    if options.url is not None:
+        starters["url"] = partial(use_external, options.url)
     console = Console()
-    starters = {name: STARTERS[name] for name in _choose(targets, STARTERS)}
-    if url is not None:
-        starters["url"] = partial(use_external, _read_external(url, process_id, key, model))
-    sizes = QUICK if quick else FULL if full else DEFAULT
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        chosen_cores = machine.choose_cores(cores)
-        os.sched_setaffinity(0, {chosen_cores.others})
+        cores = machine.choose_cores(options.cores)
+        os.sched_setaffinity(0, {cores.others})
         with (
             tempfile.TemporaryDirectory(prefix="headway-bench-", ignore_cleanup_errors=True) as folder,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             Path(folder).chmod(0o755)  # a database server that may not run as root must reach what is below
-            bench = Bench(chosen_cores, sizes, Path(folder), runner, count_requests(), starters, upstream_port)
-            figures, voids = _measure(bench, _choose(only, AREAS), console)
+            bench = Bench(cores, sizes, Path(folder), runner, count_requests(), starters, options.upstream_port)
+            figures, voids = _measure(bench, options.only, console)
     except machine.MissingToolError as error:
-        console.print(f"[bold red]{error}[/]")
-        raise typer.Exit(1) from None
+        console.print(f"[bold red]{error}[/]", highlight=False)
+        return 1
     except KeyboardInterrupt:
         console.print("Stopped; nothing is left running.")
-        raise typer.Exit(130) from None
+        return 130
     report.show(console, figures, voids)
-    if write and figures:
-        how = f"{'quick' if quick else 'full' if full else 'default'} sizes, median of {sizes.rounds} rounds"
+    if options.write and figures:
+        how = f"{'quick' if options.quick else 'full' if options.full else 'default'} sizes, {sizes.rounds} rounds"
         for path in report.write(figures, machine.describe(), how, time.strftime("%Y-%m-%d", time.gmtime())):
             console.print(f"Wrote {path.name}")
-    raise typer.Exit(1 if voids else 0)
+    return 1 if voids else 0
 
 
 def _measure(bench: Bench, areas: list[str], console: Console) -> tuple[list[Figure], dict[str, str]]:
@@ -102,22 +84,45 @@ def _measure(bench: Bench, areas: list[str], console: Console) -> tuple[list[Fig
     return figures, voids
 
 
-def _choose(wanted: str, known: Mapping[str, object]) -> list[str]:
+def _read_options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--only", type=partial(_choose, AREAS), default=list(AREAS), help="areas, separated by commas")
+    add("--targets", type=partial(_choose, STARTERS), default=list(STARTERS), help="targets, separated by commas")
+    add("--quick", action="store_true", help="small sizes: shows that it works, not what it costs")
+    add("--full", action="store_true", help="long rounds, and memory up to the 1,000,000th request")
+    add("--write", action="store_true", help="update RESULTS.md and results.json")
+    add("--cores", metavar="MEASURED,OTHERS", help="the two cores to use; the first two by default")
+    add("--url", help="measure the running gateway at this loopback URL, too (http://127.0.0.1:8080/v1)")
+    add("--process-id", type=int, default=0, help="root process of the gateway at --url")
+    add("--key", help="API key for --url")
+    add("--model", default=MODEL, help="model to ask for at --url")
+    add("--upstream-port", type=int, help="fixed port of the upstream, for the gateway at --url to forward to")
+    options = parser.parse_args(arguments)
+    if options.url is not None:
+        try:
+            options.url = _read_external(options)
+        except ValueError as error:
+            parser.error(str(error))
+    return options
+
+
+def _choose(known: Mapping[str, object], wanted: str) -> list[str]:
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
     return names
 
 
-def _read_external(url: str, process_id: int, key: str | None, model: str) -> External:
-    parts = urlsplit(url)
-    if parts.hostname not in {"127.0.0.1", "localhost"} or parts.port is None or process_id <= 0:
-        raise typer.BadParameter("--url takes a loopback address with its port, and --process-id beside it")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+def _read_external(options: argparse.Namespace) -> External:
+    parts = urlsplit(options.url)
+    if parts.hostname not in {"127.0.0.1", "localhost"} or parts.port is None or options.process_id <= 0:
+        raise ValueError("--url takes a loopback address with its port, and --process-id beside it")
+    headers = {"authorization": f"Bearer {options.key}"} if options.key else {}
     path = parts.path.rstrip("/") + "/chat/completions"
-    return External(Endpoint(parts.port, path=path, model=model, headers=headers), process_id)
+    return External(Endpoint(parts.port, path=path, model=options.model, headers=headers), options.process_id)
 
 
 if __name__ == "__main__":
-    typer.run(run)
+    sys.exit(main())

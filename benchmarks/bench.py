@@ -19,8 +19,6 @@ from benchmarks.targets import Site, Target
 Starter = Callable[[Site], AbstractContextManager[Target]]
 Load = Coroutine[None, None, Outcome]
 
-_RECORDED_WITHIN_SECONDS = 20.0
-
 
 @dataclass(frozen=True)
 class Spend:
@@ -62,6 +60,7 @@ class Bench:
     numbers: Iterator[int]
     starters: Mapping[str, Starter]
     upstream_port: int | None = None
+    recorded_within_seconds: float = 20.0
 
     def open_targets(self, stack: ExitStack, area: str, upstream_port: int) -> list[Target]:
         """Start every target before the given upstream; they end with the stack."""
@@ -117,7 +116,7 @@ class Bench:
     def _await_records(self, target: Target, expected: int) -> float:
         """Wait until all is recorded; give the database's CPU from before the count, which is ours."""
         assert target.recorder is not None
-        deadline = time.monotonic() + _RECORDED_WITHIN_SECONDS
+        deadline = time.monotonic() + self.recorded_within_seconds
         while True:
             time.sleep(0.5)  # the recorder writes every 200 ms: most often the first count is right
             database_seconds = target.recorder.tree.cpu_seconds()

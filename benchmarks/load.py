@@ -214,7 +214,7 @@ async def run_closed_loop(
 
 
 async def run_open_loop(
-    port: int, requests: Iterator[bytes], count: int, requests_per_second: float, check: Check, connections: int = 64
+    port: int, requests: Iterator[bytes], count: int, requests_per_second: float, check: Check, connections: int = 256
 ) -> Outcome:
     """Send ``count`` requests at a constant rate; latencies count from the time each one was due."""
     load = _OpenLoop(requests, count, check)

@@ -21,7 +21,7 @@ _MB = 1024**2
 
 
 def measure_memory(bench: Bench) -> list[Figure]:
-    """Measure growth and stalled clients for every target, one alone after the other.
+    """Measure growth and stalled clients for every target.
 
     Raises:
         VoidRunError: A request was not answered, or not recorded exactly once.

@@ -26,6 +26,7 @@ class ProcessError(Exception):
 class _Stat:
     """What accounting needs of /proc/PID/stat; CPU in seconds."""
 
+    state: str
     parent: int
     session: int
     started: int
@@ -35,12 +36,14 @@ class _Stat:
 
 @dataclass(frozen=True)
 class Tree:
-    """A process that leads its own session, and all that descends from it."""
+    """A process and all that descends from it; what it leads in a session of its own, too. Root 0: no processes."""
 
     root: int
 
     def members(self) -> list[int]:
         """List the live processes: descendants, and orphans that stayed in the session. Children before parents."""
+        if self.root == 0:  # what belongs to no session has session 0
+            return []
         stats = {pid: stat for pid in _list_pids() if (stat := _read_stat(pid)) is not None}
         found = [self.root] if self.root in stats else []
         for pid in found:  # grows while it is walked: breadth first
@@ -98,11 +101,13 @@ class Process:
         with suppress(subprocess.TimeoutExpired):
             self.child.wait(_STOP_SECONDS)
         for pid, started in family.items():
-            stat = _read_stat(pid)
-            if stat is not None and stat.started == started:  # the same process, not a later one of that number
+            if _is_running(pid, started):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.child.wait()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while any(_is_running(pid, started) for pid, started in family.items()) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 @contextmanager
@@ -163,12 +168,19 @@ def _read_stat(pid: int) -> _Stat | None:
     fields = text.rpartition(")")[2].split()  # the name before it may hold anything; this starts at field 3, state
     ticks = [int(field) for field in fields[11:15]]
     return _Stat(
+        state=fields[0],
         parent=int(fields[1]),
         session=int(fields[3]),
         started=int(fields[19]),
         own_seconds=(ticks[0] + ticks[1]) / _TICKS_PER_SECOND,
         reaped_seconds=(ticks[2] + ticks[3]) / _TICKS_PER_SECOND,
     )
+
+
+def _is_running(pid: int, started: int) -> bool:
+    """Whether the process of this number is the one that started then, and has not ended."""
+    stat = _read_stat(pid)
+    return stat is not None and stat.started == started and stat.state != "Z"
 
 
 def _used_seconds(pid: int) -> float:

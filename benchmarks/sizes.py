@@ -17,7 +17,7 @@ class Sizes:
         open_loop_seconds: Length of a latency round.
         requests_per_second: Rate of a latency round.
         bursts: Streams of a burst round.
-        paced: Streams of a paced round, all open at once.
+        paced: Streams open at once in a paced round, at its height; twice as many in all.
         events: Events of each stream.
         probes: First-byte and disconnect probes of each kind.
         memory_from, memory_to: The requests between which memory may not grow.
@@ -31,7 +31,7 @@ class Sizes:
     open_loop_seconds: float = 5.0
     requests_per_second: float = 500.0
     bursts: int = 1_500
-    paced: int = 50
+    paced: int = 100
     events: int = 100
     probes: int = 20
     memory_from: int = 50_000
@@ -46,7 +46,7 @@ QUICK = Sizes(
     requests=3_000,
     open_loop_seconds=2.0,
     bursts=300,
-    paced=20,
+    paced=50,
     probes=5,
     memory_from=4_000,
     memory_to=8_000,

@@ -30,13 +30,14 @@ def measure_streaming(bench: Bench) -> list[Figure]:
         VoidRunError: A stream was not whole, or not recorded exactly once.
     """
     with ExitStack() as stack:
-        upstream = StreamUpstream(Burst(bench.sizes.events))
+        upstream = StreamUpstream(Burst(bench.sizes.events, one_write=True))
         port = bench.runner.run(upstream.open(bench.upstream_port))
         stack.callback(lambda: bench.runner.run(upstream.close()))
         targets = bench.open_targets(stack, AREA, port)
         direct = Target("direct", Endpoint(port, model=PROVIDER_MODEL), Tree(0))
         return [
-            *_measure_bursts(bench, targets),
+            *_measure_bursts(bench, upstream, targets, one_write=True),
+            *_measure_bursts(bench, upstream, targets, one_write=False),
             *_measure_paced(bench, upstream, targets),
             *_measure_first_events(bench, upstream, [direct, *targets]),
             *_measure_disconnects(bench, upstream, targets),
@@ -51,28 +52,35 @@ def _run_rounds(bench: Bench, targets: list[Target], load: Callable[[Target], Lo
     return rounds
 
 
-def _measure_bursts(bench: Bench, targets: list[Target]) -> list[Figure]:
+def _measure_bursts(bench: Bench, upstream: StreamUpstream, targets: list[Target], *, one_write: bool) -> list[Figure]:
     sizes = bench.sizes
+    upstream.script = Burst(sizes.events, one_write=one_write)
+    count = sizes.bursts if one_write else sizes.bursts // 4
 
     def burst(target: Target, count: int) -> Load:
         return bench.close_loop(target, count, check_stream(target, sizes.events), stream=True)
 
     for target in targets:
-        bench.measure(target, burst(target, sizes.bursts // 4))
-    rounds = _run_rounds(bench, targets, lambda target: burst(target, sizes.bursts))
-    return describe_spends(AREA, f"burst of {sizes.events} events", rounds, _BURST_AT_MOST_ENVOYS)
+        bench.measure(target, burst(target, count // 4))
+    rounds = _run_rounds(bench, targets, lambda target: burst(target, count))
+    return describe_spends(
+        AREA,
+        f"burst of {sizes.events} events, {'one write' if one_write else 'a write each'}",
+        rounds,
+        _BURST_AT_MOST_ENVOYS,
+    )
 
 
 def _measure_paced(bench: Bench, upstream: StreamUpstream, targets: list[Target]) -> list[Figure]:
     sizes = bench.sizes
     paced = Paced(sizes.events, _GAP_SECONDS)
     upstream.script = paced
-    # Streams start one after the other so that about half of them are open at once, in no common rhythm.
-    starts_per_second = sizes.paced / (2 * sizes.events * _GAP_SECONDS) * 1.013
+    # Streams start one after the other, in no common rhythm, until as many are open as shall be; then as many again.
+    starts_per_second = sizes.paced / (sizes.events * _GAP_SECONDS) * 1.013
 
     def pace(target: Target) -> Load:
         check = check_stream(target, sizes.events)
-        return bench.open_loop(target.endpoint, sizes.paced, starts_per_second, check, stream=True)
+        return bench.open_loop(target.endpoint, 2 * sizes.paced, starts_per_second, check, stream=True)
 
     rounds = _run_rounds(bench, targets, pace)
     paced.close()
@@ -80,7 +88,7 @@ def _measure_paced(bench: Bench, upstream: StreamUpstream, targets: list[Target]
     for name, spends in rounds.items():
         per_event = [spend.cpu_us / sizes.events for spend in spends]
         at_most = _PACED_AT_MOST_US if name == "headway" else None
-        note = f"{min(per_event):.1f} to {max(per_event):.1f}; {sizes.events} events, 10 ms apart"
+        note = f"{min(per_event):.1f} to {max(per_event):.1f}; 10 ms apart, {sizes.paced} streams open"
         figures.append(Figure(AREA, "CPU per paced event", name, median(per_event), "us", at_most, note))
     return figures
 

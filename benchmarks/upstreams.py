@@ -153,13 +153,25 @@ class StreamUpstream:
 
 
 class Burst:
-    """All events in one write: what a fast provider or a cached answer looks like."""
+    """All events without a pause: in one write, as from a cache, or in one write each, as from a fast provider."""
 
-    def __init__(self, events: int) -> None:
+    def __init__(self, events: int, *, one_write: bool) -> None:
         self._answers = {usage: _write_stream(events, usage=usage) for usage in (False, True)}
+        self._one_write = one_write
 
     def begin(self, call: Call) -> None:
-        call.write(HEAD + b"".join(self._answers[call.usage_wanted]))
+        chunks = self._answers[call.usage_wanted]
+        if self._one_write:
+            call.write(HEAD + b"".join(chunks))
+        else:
+            call.write(HEAD)
+            self._write_next(call, iter(chunks))
+
+    def _write_next(self, call: Call, chunks: Iterator[bytes]) -> None:
+        chunk = next(chunks, None)
+        if chunk is not None and not call.lost.done():
+            call.write(chunk)
+            asyncio.get_running_loop().call_soon(self._write_next, call, chunks)
 
 
 class Paced:
