@@ -28,7 +28,7 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (fresh * self.input + cached_tokens * cached + output_tokens * self.output) / 1e6
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class Endpoint(msgspec.Struct, frozen=True, cache_hash=True):
     """The part of a deployment that can change an answer: it is part of the release.
 
     Attributes:
@@ -44,7 +44,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     api_version: str = ""
 
 
-class Operation(msgspec.Struct, frozen=True):
+class Operation(msgspec.Struct, frozen=True, cache_hash=True):
     """The part of a deployment that cannot change an answer: it follows the latest applied configuration.
 
     Attributes:
@@ -56,7 +56,7 @@ class Operation(msgspec.Struct, frozen=True):
         first_token_seconds: Longest wait for the first byte of the answer, and between two of them.
         total_seconds: Longest time for the whole call.
         attempts: Tries on this deployment, the first included.
-        max_concurrency: Calls in flight per worker; 0 is no limit.
+        max_concurrency: Calls in flight per replica, shared out evenly among its workers; 0 is no limit.
         queue_size: Calls that may wait for a place, per worker.
         queue_seconds: Longest wait for a place.
         breaker_failures: Consecutive failures that open the circuit; 0 never opens it.
@@ -65,7 +65,7 @@ class Operation(msgspec.Struct, frozen=True):
 
     auth: Literal["api_key", "entra", "none"] = "api_key"
     api_key: str | None = None
-    headers: dict[str, str] = {}
+    headers: tuple[tuple[str, str], ...] = ()
     usd_per_million_tokens: Prices | None = None
     connect_seconds: float = 5.0
     first_token_seconds: float = 60.0
@@ -78,7 +78,7 @@ class Operation(msgspec.Struct, frozen=True):
     breaker_seconds: float = 5.0
 
 
-class Deployment(msgspec.Struct, frozen=True):
+class Deployment(msgspec.Struct, frozen=True, cache_hash=True):
     """One LLM endpoint with its name, what it answers with and how it is run."""
 
     name: str

@@ -1,0 +1,117 @@
+"""The feed of routing snapshots: listens, polls, and keeps the last one on disk for days without a database."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from headway.clock import Clock
+from headway.domain.snapshot import Snapshot, decode_snapshot, encode_snapshot
+from headway.errors import ConfigurationError, StorageError
+from headway.storage.database import Connection, Database
+from headway.storage.routing import CHANNEL, latest
+
+_log = structlog.get_logger("headway.gateway.feed")
+_POLL_SECONDS = 1.0
+
+
+class SnapshotFeed:
+    """Holds the newest snapshot known to this worker, and tells of each new one.
+
+    Args:
+        database: Where snapshots come from.
+        path: The file that keeps the last one.
+        clock: For waiting between polls.
+        on_change: Called with each new snapshot, the first included.
+    """
+
+    def __init__(self, database: Database, path: Path, clock: Clock, on_change: Callable[[Snapshot], None]) -> None:
+        self._database = database
+        self._path = path
+        self._clock = clock
+        self._on_change = on_change
+        self._number = 0
+        self._away = False
+
+    async def start(self) -> None:
+        """Take the newest snapshot: from the database, or, when that is away, from disk.
+
+        Raises:
+            ConfigurationError: There is none in either.
+        """
+        try:
+            async with self._database.connection() as connection:
+                snapshot = await latest(connection)
+        except StorageError as error:
+            snapshot = self._load()
+            self._away = True
+            _log.warning("database_away", detail=str(error), snapshot=snapshot.number if snapshot else None)
+        if snapshot is None:
+            raise ConfigurationError("no routing snapshot yet: run `headway apply`, or start with `headway run`")
+        self._take(snapshot)
+
+    async def run(self) -> None:
+        """Follow the snapshots until cancelled. Whatever happens to the database, the last one stays."""
+        while True:
+            try:
+                async with self._database.connection() as connection:
+                    await connection.set_autocommit(True)
+                    await connection.execute(f"LISTEN {CHANNEL}")
+                    try:
+                        await self._follow(connection)
+                    finally:
+                        await self._unlisten(connection)
+            except StorageError as error:
+                if not self._away:
+                    _log.warning("database_away", detail=str(error), snapshot=self._number)
+                self._away = True
+                await self._clock.sleep(_POLL_SECONDS)
+
+    async def _follow(self, connection: Connection) -> None:
+        while True:
+            snapshot = await latest(connection, after=self._number)
+            if self._away:
+                self._away = False
+                _log.info("database_back", snapshot=self._number)
+            if snapshot is not None:
+                self._take(snapshot)
+            async for _ in connection.notifies(timeout=_POLL_SECONDS, stop_after=1):
+                pass
+
+    async def _unlisten(self, connection: Connection) -> None:
+        if not connection.closed and not connection.broken:
+            await connection.execute("UNLISTEN *")
+            await connection.set_autocommit(False)
+
+    def _take(self, snapshot: Snapshot) -> None:
+        self._number = snapshot.number
+        self._on_change(snapshot)
+        try:
+            self._save(snapshot)
+        except OSError as error:
+            _log.warning("snapshot_not_saved", detail=str(error))
+
+    def _save(self, snapshot: Snapshot) -> None:
+        # Private: it holds the keys that sign interaction ids. Whole or not at all: renamed into place.
+        descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=".snapshot-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(encode_snapshot(snapshot))
+            Path(name).replace(self._path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def _load(self) -> Snapshot | None:
+        try:
+            return decode_snapshot(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            _log.warning("snapshot_unreadable", detail=str(error))
+            return None

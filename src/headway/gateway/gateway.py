@@ -1,0 +1,445 @@
+"""The gateway: from an authenticated request to an answer and its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import msgspec
+import structlog
+
+from headway.clock import Clock, elapsed_ms, utc
+from headway.domain.interaction import Interaction, Operation
+from headway.domain.release import Prices
+from headway.domain.snapshot import KeyRoute, Snapshot
+from headway.errors import HeadwayError, InvalidRequestError, NotFoundError, ProviderError
+from headway.gateway.answers import JunkError, rewrite_answer
+from headway.gateway.calls import Caller, Opened
+from headway.gateway.conversations import Conversations
+from headway.gateway.parsing import ParsedRequest, parse_request
+from headway.gateway.quota import Quota
+from headway.gateway.recorder import Recorder
+from headway.gateway.rendering import ReleaseRenderer
+from headway.gateway.routing import Route, Unit, choose_release, choose_unit, continue_from, find_application
+from headway.gateway.streams import ChatStream, ResponsesStream, StreamRewriter
+from headway.gateway.tracing import Trace, Tracing
+from headway.ids import InteractionId, Signer, uuid7
+from headway.providers.client import CallError
+from headway.storage.links import ResponseLink
+
+_log = structlog.get_logger("headway.gateway")
+Headers = tuple[tuple[bytes, bytes], ...]
+_JSON = b"application/json"
+_EVENTS = b"text/event-stream; charset=utf-8"
+CLIENT_GONE = 499
+
+
+class Reply(Protocol):
+    """Where an answer goes. A method that waits makes the provider wait too."""
+
+    async def whole(self, status: int, content_type: bytes, body: bytes, headers: Headers = ()) -> None:
+        """Send an answer as a whole."""
+        ...
+
+    async def begin(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
+        """Send status and headers of a streamed answer."""
+        ...
+
+    async def piece(self, data: bytes) -> None:
+        """Send a piece of a streamed answer."""
+        ...
+
+    async def end(self) -> None:
+        """End a streamed answer."""
+        ...
+
+    async def fail(self, error: HeadwayError, headers: Headers = ()) -> int:
+        """Send an error as a whole answer; gives its HTTP status."""
+        ...
+
+    def error_body(self, error: HeadwayError) -> bytes:
+        """Write an error as OpenAI's error JSON, for an event of a stream that has begun."""
+        ...
+
+
+class _Exchange(NamedTuple):
+    """One request on its way: what the steps of its handling share."""
+
+    parsed: ParsedRequest
+    route: Route
+    unit: Unit
+    interaction: Interaction
+    answer_id: bytes
+    previous: ResponseLink | None
+    started: float
+    headers: Headers
+    trace: Trace | None
+
+
+class Gateway:
+    """Answers requests: routes, renders, calls, rewrites, records.
+
+    Args:
+        caller: Makes the provider calls.
+        recorder: Takes what happened.
+        quota: Admits requests of keys.
+        conversations: Finds earlier responses.
+        clock: Tells the time.
+        tracing: Makes traces, if they are on.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        recorder: Recorder,
+        quota: Quota,
+        conversations: Conversations,
+        clock: Clock,
+        tracing: Tracing | None,
+    ) -> None:
+        self._caller = caller
+        self._recorder = recorder
+        self._quota = quota
+        self._conversations = conversations
+        self._clock = clock
+        self._tracing = tracing
+        self._renderers: dict[int, ReleaseRenderer] = {}
+        self._snapshot: Snapshot | None = None
+        self._signer: Signer | None = None
+
+    def switch(self, snapshot: Snapshot) -> None:
+        """Serve by a new snapshot from the next request on; requests in flight keep theirs."""
+        self._renderers = {number: made for number, made in self._renderers.items() if number in snapshot.releases}
+        self._signer = snapshot.signing.signer()
+        self._snapshot = snapshot
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot that is served."""
+        assert self._snapshot is not None, "switch() first"
+        return self._snapshot
+
+    @property
+    def signer(self) -> Signer:
+        """Issues and reads interaction ids."""
+        assert self._signer is not None, "switch() first"
+        return self._signer
+
+    async def serve(
+        self,
+        operation: Operation,
+        key: KeyRoute,
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        reply: Reply,
+        model: str | None = None,
+    ) -> None:
+        """Answer one request. Cancelling means that the client is gone: the provider call is dropped at once.
+
+        Args:
+            operation: Which route.
+            key: The caller's.
+            headers: By lower-case name.
+            body: The request body.
+            reply: Where the answer goes.
+            model: From the path, where that names it.
+
+        Raises:
+            HeadwayError: Nothing was assigned: the request, its model or a limit of the key is at fault.
+        """
+        started = self._clock.monotonic_seconds()
+        parsed = parse_request(operation, body, model)
+        name, _, pinned = parsed.model.partition("@")
+        snapshot = self.snapshot
+        application = find_application(snapshot, key, name)
+        self._quota.admit(key)
+        cost: float | None = None
+        try:
+            exchange = await self._assign(parsed, application.name, pinned or None, key, headers, started)
+            try:
+                await self._answer(exchange, reply)
+            finally:
+                cost = self._finish(exchange, application.name)
+        finally:
+            self._quota.leave(key, cost)
+
+    async def _assign(
+        self,
+        parsed: ParsedRequest,
+        name: str,
+        pinned: str | None,
+        key: KeyRoute,
+        headers: Mapping[bytes, bytes],
+        started: float,
+    ) -> _Exchange:
+        snapshot, signer = self.snapshot, self.signer
+        application = snapshot.applications[name]
+        interaction_uuid = uuid7(self._clock.unix_ms())
+        own = interaction_uuid.hex()
+        header = headers.get(b"x-headway-unit", b"").decode("latin-1")
+        previous: ResponseLink | None = None
+        if parsed.previous_response_id is not None:
+            earlier = self._read_previous(parsed.previous_response_id, key)
+            route = continue_from(snapshot, application, earlier)
+            previous = await self._conversations.find(earlier.uuid)
+            unit = Unit(previous.unit, previous.conversation)
+        else:
+            unit = choose_unit(snapshot, application, key, parsed, header, own)
+            route = choose_release(snapshot, application, key, unit.name, pinned)
+        hashed = signer.hash_unit(unit.name)
+        identity = InteractionId(
+            route.kind,
+            interaction_uuid,
+            application.number,
+            route.release.number,
+            route.rollout,
+            route.stage,
+            route.arm,
+            0,
+            hashed,
+            key.number,
+        )
+        answer_id = signer.issue(identity).encode()
+        interaction = Interaction(
+            id=interaction_uuid,
+            application=application.number,
+            release=route.release.number,
+            rollout=route.rollout,
+            stage=route.stage,
+            arm=int(route.arm),
+            kind=int(route.kind),
+            unit=hashed,
+            own_unit=unit.own,
+            key=key.number,
+            conversation=unit.conversation,
+            user=parsed.user,
+            operation=parsed.operation,
+            stream=parsed.stream,
+            request=parsed.body if application.record_content else None,
+        )
+        return _Exchange(
+            parsed=parsed,
+            route=route,
+            unit=unit,
+            interaction=interaction,
+            answer_id=answer_id,
+            previous=previous,
+            started=started,
+            headers=(
+                (b"x-headway-interaction", answer_id),
+                (b"x-headway-release", route.release.name.encode()),
+                (b"x-request-id", answer_id),
+            ),
+            trace=self._tracing.begin(headers, parsed.operation, name) if self._tracing is not None else None,
+        )
+
+    def _read_previous(self, text: str, key: KeyRoute) -> InteractionId:
+        try:
+            earlier = self.signer.read(text)
+        except InvalidRequestError as error:
+            message = "previous_response_id is not the id of a response that was given here"
+            raise NotFoundError(message, param="previous_response_id", code="previous_response_not_found") from error
+        if earlier.key != key.number:
+            message = "previous_response_id belongs to another API key"
+            raise NotFoundError(message, param="previous_response_id", code="previous_response_not_found")
+        return earlier
+
+    async def _answer(self, exchange: _Exchange, reply: Reply) -> None:
+        """Get the answer and pass it on; every way out of here leaves a status in the interaction."""
+        interaction = exchange.interaction
+        interaction.status = CLIENT_GONE
+        interaction.aborted = True
+        opened: Opened | None = None
+        try:
+            opened = await self._open(exchange)
+            if opened.pieces is None:
+                await self._pass_whole(exchange, opened, reply)
+            else:
+                await self._pass_stream(exchange, opened, reply)
+            interaction.aborted = False
+        except HeadwayError as error:
+            interaction.error = error.error_code
+            interaction.release_error = True
+            interaction.aborted = False
+            interaction.status = await reply.fail(error, exchange.headers)
+        finally:
+            if opened is not None:
+                opened.close()
+
+    async def _open(self, exchange: _Exchange) -> Opened:
+        parsed, route, interaction = exchange.parsed, exchange.route, exchange.interaction
+        renderer = self._renderers.get(route.release.number)
+        if renderer is None:
+            renderer = self._renderers[route.release.number] = ReleaseRenderer(route.release)
+        fields = renderer.render(parsed, utc(interaction.unix_ms).strftime("%Y-%m-%d"))
+        only = None
+        if exchange.previous is not None:
+            fields["previous_response_id"] = msgspec.Raw(msgspec.json.encode(exchange.previous.provider_id))
+            only = exchange.previous.deployment
+        interaction.overhead_ms = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
+        return await self._caller.call(route.release, renderer, parsed, fields, interaction, exchange.trace, only)
+
+    async def _pass_whole(self, exchange: _Exchange, opened: Opened, reply: Reply) -> None:
+        interaction = exchange.interaction
+        came = self._clock.monotonic_seconds()
+        status = opened.answer.status
+        body = opened.body
+        if opened.content is None:
+            interaction.error, interaction.release_error, interaction.filtered = judge_rejection(body)
+        else:
+            previous = exchange.parsed.previous_response_id
+            body = rewrite_answer(
+                interaction, body, opened.content, exchange.answer_id, previous.encode() if previous else None
+            )
+            if interaction.operation == "responses":
+                await self._keep_link(exchange, opened)
+            if interaction.request is not None:
+                interaction.answer = body
+        interaction.overhead_ms += elapsed_ms(came, self._clock.monotonic_seconds())
+        await reply.whole(status, _JSON, body, exchange.headers)
+        interaction.status = status
+
+    async def _pass_stream(self, exchange: _Exchange, opened: Opened, reply: Reply) -> None:
+        assert opened.pieces is not None
+        interaction = exchange.interaction
+        rewriter = self._rewriter(exchange)
+        begun = False
+        linked = interaction.operation != "responses"
+        try:
+            data = rewriter.feed(opened.body)
+            while True:
+                if rewriter.saw_content and interaction.first_token_ms is None:
+                    interaction.first_token_ms = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
+                if not linked and interaction.provider_id:
+                    linked = True
+                    await self._keep_link(exchange, opened)
+                if data:
+                    if not begun:
+                        await reply.begin(opened.answer.status, _EVENTS, exchange.headers)
+                        begun = True
+                    await reply.piece(data)
+                try:
+                    data = rewriter.feed(await anext(opened.pieces))
+                except StopAsyncIteration:
+                    break
+            rest = rewriter.finish()
+            if not begun:
+                await reply.begin(opened.answer.status, _EVENTS, exchange.headers)
+            if rest:
+                await reply.piece(rest)
+            await reply.end()
+            interaction.status = opened.answer.status
+            if rewriter.error is not None:
+                interaction.error, interaction.release_error = "provider_error", True
+        except (CallError, JunkError) as error:
+            interaction.attempt_errors += 1
+            code = "provider_junk" if isinstance(error, JunkError) else "provider_cut"
+            failure = ProviderError(f"deployment {opened.deployment.name!r} broke off: {error}", code=code)
+            if not begun:
+                raise failure from error
+            interaction.error, interaction.release_error = code, True
+            interaction.status = opened.answer.status
+            await reply.piece(_error_event(interaction.operation, rewriter, reply.error_body(failure)))
+            await reply.end()
+        finally:
+            if interaction.request is not None:
+                interaction.answer = rewriter.transcript()
+
+    def _rewriter(self, exchange: _Exchange) -> StreamRewriter:
+        parsed, interaction = exchange.parsed, exchange.interaction
+        keep = interaction.request is not None
+        if parsed.operation == "responses":
+            previous = parsed.previous_response_id
+            return ResponsesStream(interaction, exchange.answer_id, previous.encode() if previous else None, keep)
+        return ChatStream(interaction, exchange.answer_id, hide_usage=not parsed.include_usage, keep=keep)
+
+    async def _keep_link(self, exchange: _Exchange, opened: Opened) -> None:
+        interaction = exchange.interaction
+        if not interaction.provider_id or exchange.parsed.fields.get("store") == msgspec.Raw(b"false"):
+            return
+        await self._conversations.keep(
+            ResponseLink(
+                interaction.id,
+                interaction.provider_id,
+                opened.deployment.name,
+                exchange.unit.conversation,
+                exchange.unit.name,
+            )
+        )
+
+    def _finish(self, exchange: _Exchange, application: str) -> float | None:
+        """Price and record the interaction; gives its cost in US dollars, if known."""
+        interaction = exchange.interaction
+        release = exchange.route.release
+        prices = next(
+            (
+                deployment.operation.usd_per_million_tokens
+                for deployment in release.deployments
+                if deployment.name == interaction.deployment
+            ),
+            None,
+        )
+        interaction.cost_usd = cost_of(interaction, prices)
+        interaction.total_ms = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
+        self._recorder.record(interaction)
+        if exchange.trace is not None:
+            exchange.trace.finish(interaction, application, release.name)
+        if interaction.error is not None:
+            _log.warning(
+                "interaction_failed",
+                interaction=exchange.answer_id.decode(),
+                application=application,
+                release=release.name,
+                status=interaction.status,
+                error=interaction.error,
+                deployment=interaction.deployment,
+                attempts=interaction.attempts,
+            )
+        return interaction.cost_usd
+
+
+def cost_of(interaction: Interaction, prices: Prices | None) -> float | None:
+    """Price an interaction in US dollars; None without prices or usage."""
+    if prices is None or interaction.input_tokens is None:
+        return None
+    return prices.cost_usd(interaction.input_tokens, interaction.output_tokens or 0, interaction.cached_tokens or 0)
+
+
+_RELEASE_CAUSED = ("context_length", "unsupported_", "model_", "max_tokens", "invalid_prompt")
+
+
+class _ErrorDetail(msgspec.Struct):
+    code: str | int | None = None
+    type: str | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorDetail | str | None = None
+
+
+def judge_rejection(body: bytes) -> tuple[str, bool, bool]:
+    """Say whose fault a provider's 4xx is.
+
+    Returns:
+        Its code, whether the release caused it (statistics, booking rule 7), whether a content filter stepped in.
+    """
+    try:
+        error = msgspec.json.decode(body, type=_ErrorBody).error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        error = None
+    code = str((error.code or error.type) if isinstance(error, _ErrorDetail) else "") or "provider_refused"
+    return code[:100], code.startswith(_RELEASE_CAUSED), code == "content_filter"
+
+
+def _error_event(operation: Operation, rewriter: StreamRewriter, body: bytes) -> bytes:
+    if operation != "responses" or not isinstance(rewriter, ResponsesStream):
+        return b"data: " + body + b"\n\n"
+    detail = msgspec.json.decode(body)["error"]
+    event = {
+        "type": "error",
+        "sequence_number": rewriter.sequence_number + 1,
+        "code": detail["code"],
+        "message": detail["message"],
+        "param": None,
+    }
+    return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"

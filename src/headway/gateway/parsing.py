@@ -1,0 +1,140 @@
+"""Requests of OpenAI's API, parsed as far as routing needs and otherwise left byte for byte as they came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from headway.domain.interaction import Operation
+from headway.errors import InvalidRequestError
+
+_NULL = msgspec.Raw(b"null")
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """The fields that Headway reads; all others pass through unseen."""
+
+    model: str = ""
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: dict[str, Any] | None = None
+    previous_response_id: str | None = None
+    background: bool | None = None
+
+
+class _Message(msgspec.Struct, frozen=True):
+    role: str = ""
+    content: msgspec.Raw = _NULL
+
+
+class ParsedRequest(msgspec.Struct, frozen=True):
+    """A request as routing sees it.
+
+    Attributes:
+        operation: Which route.
+        body: The body as it came.
+        fields: Its top-level fields, each value byte for byte.
+        model: ``application`` or ``application@release``.
+        stream: Whether a stream is asked for.
+        include_usage: Whether the client wants usage in the stream.
+        user: ``user`` or ``safety_identifier``.
+        conversation: ``metadata.conversation_id``.
+        metadata: The request's metadata.
+        previous_response_id: For /v1/responses.
+    """
+
+    operation: Operation
+    body: bytes
+    fields: dict[str, msgspec.Raw]
+    model: str
+    stream: bool
+    include_usage: bool
+    user: str | None
+    conversation: str | None
+    metadata: dict[str, Any]
+    previous_response_id: str | None
+
+    def first_user_message(self) -> bytes:
+        """Give the content of the first user message as it came; empty where there is none.
+
+        Raises:
+            InvalidRequestError: ``messages`` or ``input`` has the wrong shape.
+        """
+        if self.operation == "chat":
+            return _first_content(self.fields.get("messages", _NULL), "messages")
+        field = self.fields.get("input", _NULL)
+        raw = bytes(field)
+        if self.operation == "embeddings" or raw[:1] != b"[":
+            return raw
+        return _first_content(field, "input")
+
+    def roles(self) -> list[str]:
+        """Give the roles of the messages, in order."""
+        name = "messages" if self.operation == "chat" else "input"
+        field = self.fields.get(name, _NULL)
+        return [message.role for message in _messages(field, name)] if bytes(field)[:1] == b"[" else []
+
+
+_decode_known = msgspec.json.Decoder(_Known).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_messages = msgspec.json.Decoder(list[_Message]).decode
+
+
+def parse_request(operation: Operation, body: bytes, model: str | None = None) -> ParsedRequest:
+    """Parse a request body.
+
+    Args:
+        operation: Which route it came to.
+        body: The body.
+        model: From the path, where that names it; wins over the body's.
+
+    Raises:
+        InvalidRequestError: It is not JSON, or a field that Headway reads has the wrong type.
+    """
+    try:
+        known = _decode_known(body)
+        fields = _decode_fields(body)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"the request does not fit: {error}", param=_path(error)) from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"the request body is not valid JSON: {error}", code="invalid_json") from error
+    if known.background:
+        message = "background responses are not supported: send the request without `background`"
+        raise InvalidRequestError(message, param="background", code="unsupported_parameter")
+    if not (known.model or model):
+        raise InvalidRequestError("`model` is missing: give the name of an application", param="model")
+    metadata = known.metadata or {}
+    conversation = metadata.get("conversation_id")
+    if conversation is not None and not isinstance(conversation, str):
+        raise InvalidRequestError("metadata.conversation_id must be a string", param="metadata.conversation_id")
+    return ParsedRequest(
+        operation=operation,
+        body=body,
+        fields=fields,
+        model=model or known.model,
+        stream=bool(known.stream) and operation != "embeddings",
+        include_usage=bool((known.stream_options or {}).get("include_usage")),
+        user=known.user or known.safety_identifier,
+        conversation=conversation or None,
+        metadata=metadata,
+        previous_response_id=known.previous_response_id if operation == "responses" else None,
+    )
+
+
+def _messages(field: msgspec.Raw, name: str) -> list[_Message]:
+    try:
+        return _decode_messages(field)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"`{name}` must be a list of messages: {error}", param=name) from error
+
+
+def _first_content(field: msgspec.Raw, name: str) -> bytes:
+    return next((bytes(message.content) for message in _messages(field, name) if message.role == "user"), b"")
+
+
+def _path(error: msgspec.ValidationError) -> str | None:
+    _, found, path = str(error).rpartition("`$.")
+    return path.rstrip("`") if found else None

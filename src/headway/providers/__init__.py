@@ -1,0 +1,1 @@
+"""LLM endpoints: how to reach them, authenticate, and hear what went wrong."""

@@ -1,0 +1,134 @@
+"""Secrets by reference, and the tokens that are made from them. Nothing here is stored or logged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from headway.clock import Clock
+from headway.domain.release import Deployment
+from headway.errors import ConfigurationError
+
+_ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"
+_REFRESH_SECONDS = 300.0
+_FILE_SECONDS = 5.0
+
+
+def is_reference(text: str) -> bool:
+    """Say whether a text is a secret reference: ``env:NAME`` or ``file:/path``."""
+    scheme, _, rest = text.partition(":")
+    return scheme in ("env", "file") and bool(rest)
+
+
+def resolve_secret(reference: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Read the secret that a reference names.
+
+    Raises:
+        ConfigurationError: The variable is not set, the file cannot be read, or it is not a reference.
+    """
+    scheme, _, rest = reference.partition(":")
+    if scheme == "env":
+        secret = environment.get(rest, "").strip()
+        if not secret:
+            raise ConfigurationError(f"secret {reference}: the environment variable is not set")
+        return secret
+    if scheme == "file":
+        try:
+            secret = Path(rest).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"secret {reference}: the file cannot be read") from error
+        if not secret:
+            raise ConfigurationError(f"secret {reference}: the file is empty")
+        return secret
+    raise ConfigurationError("a secret must be given as env:NAME or file:/path")
+
+
+class TokenSource(Protocol):
+    """Anything that gives Entra access tokens; ``azure.identity.aio.DefaultAzureCredential`` does."""
+
+    async def get_token(self, *scopes: str) -> Any:
+        """Return an object with ``token`` and ``expires_on`` (Unix seconds)."""
+        ...
+
+    async def close(self) -> None:
+        """Release its connections."""
+        ...
+
+
+class Credentials:
+    """Gives each deployment its authentication headers.
+
+    Secrets in files are read again every few seconds, so a rotated secret is picked up without a restart. Entra
+    tokens are renewed five minutes before they expire, by one request at a time.
+    """
+
+    def __init__(self, clock: Clock, entra: TokenSource | None = None) -> None:
+        self._clock = clock
+        self._entra = entra
+        self._own_entra = entra is None
+        self._token = ""
+        self._token_until_seconds = 0.0
+        self._token_lock = asyncio.Lock()
+        self._cached: dict[Deployment, tuple[float, dict[str, str]]] = {}
+
+    async def headers(self, deployment: Deployment) -> dict[str, str]:
+        """Make the authentication and extra headers of a call; do not change the returned mapping.
+
+        Raises:
+            ConfigurationError: A secret is missing, or Entra gives no token.
+        """
+        now = self._clock.monotonic_seconds()
+        cached = self._cached.get(deployment)
+        if cached is not None and now < cached[0]:
+            return cached[1]
+        headers, until = await self._make(deployment, now)
+        if len(self._cached) > 1000:
+            self._cached.clear()
+        self._cached[deployment] = (until, headers)
+        return headers
+
+    async def _make(self, deployment: Deployment, now: float) -> tuple[dict[str, str], float]:
+        operation = deployment.operation
+        until = now + _FILE_SECONDS
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        for name, value in operation.headers:
+            headers[name] = resolve_secret(value) if is_reference(value) else value
+        if operation.auth == "entra":
+            token = await self._entra_token()
+            headers["Authorization"] = f"Bearer {token}"
+        elif operation.auth == "api_key" and operation.api_key:
+            secret = resolve_secret(operation.api_key)
+            if deployment.endpoint.provider == "azure_openai":
+                headers["api-key"] = secret
+            else:
+                headers["Authorization"] = f"Bearer {secret}"
+        return headers, until
+
+    async def _entra_token(self) -> str:
+        async with self._token_lock:
+            now = self._clock.unix_ms() / 1000
+            if now < self._token_until_seconds - _REFRESH_SECONDS:
+                return self._token
+            if self._entra is None:
+                self._entra = _default_entra()
+            answer = await self._entra.get_token(_ENTRA_SCOPE)
+            self._token, self._token_until_seconds = answer.token, float(answer.expires_on)
+            return self._token
+
+    async def close(self) -> None:
+        """Release the token source, if it was made here."""
+        if self._entra is not None and self._own_entra:
+            await self._entra.close()
+
+
+def _default_entra() -> TokenSource:
+    try:
+        from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        message = "auth: entra needs the azure extra: pip install 'headway[azure]'"
+        raise ConfigurationError(message) from error
+    source: TokenSource = DefaultAzureCredential()
+    return source
