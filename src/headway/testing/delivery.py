@@ -273,13 +273,12 @@ class Delivery:
             await self.clock.sleep(seconds)
 
 
-def reset_connection(transport: asyncio.BaseTransport) -> None:
+def reset_connection(transport: asyncio.WriteTransport) -> None:
     """Close a connection with a TCP reset instead of a proper end."""
     connection = transport.get_extra_info("socket")
     if connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    if isinstance(transport, asyncio.WriteTransport):
-        transport.abort()
+    transport.abort()
 
 
 async def _wait_for_disconnect() -> None:

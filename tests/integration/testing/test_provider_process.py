@@ -50,6 +50,20 @@ async def test_a_process_serves_is_controlled_and_ends() -> None:
     assert not psutil.pid_exists(pid)
 
 
+async def test_resets_are_resets_under_uvloop_too() -> None:
+    async with ProviderProcess() as provider:
+        port = int(provider.azure_endpoint.rsplit(":", 1)[1])
+        body = b'{"model": "m", "stream": true, "messages": [{"role": "user", "content": "hello"}]}'
+        for fault in (Fault.RESET_BEFORE_HEADERS, Fault.RESET_MID_STREAM):
+            await provider.play("m", Behaviour(fault=fault))
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+            writer.write(body)
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+
+
 async def test_a_killed_process_is_gone() -> None:
     async with ProviderProcess() as provider:
         await provider.kill()
