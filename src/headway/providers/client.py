@@ -7,9 +7,8 @@ because that decides whether it may be tried again: a POST is repeated only wher
 from __future__ import annotations
 
 import email.utils
-import socket
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 import aiohttp
@@ -93,7 +92,7 @@ class ProviderClient:
 
     async def start(self) -> None:
         """Open the connection pool."""
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, keepalive_timeout=30, socket_factory=_make_socket)
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, keepalive_timeout=30)
         # Bodies are bounded by the caller's memory for one answer; no cookies, no redirects with secrets in them.
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=64 * 1024
@@ -175,17 +174,6 @@ def parse_retry_after(headers: Mapping[str, str], now_unix_ms: int) -> float | N
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now_unix_ms / 1000)
     except (ValueError, OverflowError):
         return None
-
-
-def _make_socket(
-    address: tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[object, ...]],
-) -> socket.socket:
-    # A small receive buffer, so that a client that does not read makes the provider wait soon.
-    family, kind, protocol, _, _ = address
-    connection = socket.socket(family, kind, protocol)
-    connection.setblocking(False)  # noqa: FBT003 - the standard library's signature
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
-    return connection
 
 
 def _failed(error: BaseException, progress: Progress) -> CallError:
