@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -49,8 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     spool_hours: float = 72.0
     queue_size: int = 20_000
     drain_seconds: float = 30.0
-    log_level: str = "info"
-    log_format: str = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
 
     @property
     def origins(self) -> tuple[str, ...]:
