@@ -25,6 +25,7 @@ from benchmarks.figures import Figure, VoidRunError
 from benchmarks.latency import measure_latency
 from benchmarks.memory import measure_memory
 from benchmarks.processes import ProcessError
+from benchmarks.profiling import profile
 from benchmarks.sizes import DEFAULT, FULL, QUICK
 from benchmarks.streaming import measure_streaming
 from benchmarks.targets import External, start_envoy, start_reference, use_external
@@ -56,6 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         ):
             Path(folder).chmod(0o755)  # a database server that may not run as root must reach what is below
             bench = Bench(cores, sizes, Path(folder), runner, count_requests(), starters, options.upstream_port)
+            if options.profile:
+                profile(bench, console)
+                return 0
             figures, voids = _measure(bench, options.only, console)
     except machine.MissingToolError as error:
         console.print(f"[bold red]{error}[/]", highlight=False)
@@ -92,6 +96,7 @@ def _read_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="small sizes: shows that it works, not what it costs")
     add("--full", action="store_true", help="long rounds, and memory up to the 1,000,000th request")
     add("--write", action="store_true", help="update RESULTS.md and results.json")
+    add("--profile", action="store_true", help="rank the functions of the targets by CPU instead (needs py-spy)")
     add("--cores", metavar="MEASURED,OTHERS", help="the two cores to use; the first two by default")
     add("--url", help="measure the running gateway at this loopback URL, too (http://127.0.0.1:8080/v1)")
     add("--process-id", type=int, default=0, help="root process of the gateway at --url")
