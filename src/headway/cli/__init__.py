@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from headway import __version__
+from headway.cli import terminal
 
-app = typer.Typer(name="headway", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(name="headway", cls=terminal.Group, no_args_is_help=True, rich_markup_mode="rich")
 
 
 def _show_version(wanted: bool) -> None:
