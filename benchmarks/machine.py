@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +50,33 @@ def find_tool(name: str, package: str) -> str:
     if found is None:
         raise MissingToolError(f"{name} is not installed: apt-get install {package}")
     return found
+
+
+def find_nginx() -> str:
+    """Find nginx; where it is missing, unpack Debian's package beside this Python, without installing a service.
+
+    Raises:
+        MissingToolError: It is not there, and apt-get cannot fetch it.
+    """
+    unpacked = Path(sys.prefix) / "nginx"
+    program = unpacked / "usr" / "sbin" / "nginx"
+    try:
+        return find_tool("nginx", "nginx-light")
+    except MissingToolError as missing:
+        if program.exists():
+            return str(program)
+        if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+            raise
+        with tempfile.TemporaryDirectory(prefix="headway-bench-") as folder:
+            if os.geteuid() == 0:
+                subprocess.run(["apt-get", "update"], check=False, capture_output=True)
+                Path(folder).chmod(0o777)  # apt-get fetches as a user of its own
+            subprocess.run(["apt-get", "download", "nginx"], cwd=folder, check=False, capture_output=True)
+            for package in Path(folder).glob("nginx_*.deb"):
+                subprocess.run(["dpkg-deb", "--extract", str(package), str(unpacked)], check=True)
+        if not program.exists():
+            raise missing from None
+        return str(program)
 
 
 def pin(core: int, command: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from benchmarks.exchange import PROVIDER_ID, PROVIDER_MODEL, write_answer
-from benchmarks.machine import find_tool
+from benchmarks.machine import find_nginx
 from benchmarks.processes import choose_port, is_listening, start
 from benchmarks.timer import Timer
 
@@ -24,7 +24,7 @@ SENT_AT = "sent at "
 @contextmanager
 def serve_answers(folder: Path, port: int | None = None) -> Iterator[int]:
     """Serve the fixed chat completion to every request with nginx; give its port."""
-    nginx = find_tool("nginx", "nginx-light")
+    nginx = find_nginx()
     port = port or choose_port()
     folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / "nginx.conf"
