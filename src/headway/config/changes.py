@@ -1,0 +1,141 @@
+"""What differs between two specifications, in the words of headway.yaml."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from headway.config.spec import ApplicationSpec, Specification
+from headway.domain.release import Deployment
+
+Action = Literal["created", "changed", "removed"]
+
+_SHOWN_CHARACTERS = 60
+# Where a field of the frozen types is called otherwise in the file.
+_KEYS = {
+    "connect_seconds": "timeouts.connect (seconds)",
+    "first_token_seconds": "timeouts.first_token (seconds)",
+    "total_seconds": "timeouts.total (seconds)",
+    "queue_size": "queue.size",
+    "queue_seconds": "queue.wait (seconds)",
+    "breaker_failures": "circuit.failures",
+    "breaker_seconds": "circuit.open (seconds)",
+    "record_content": "record prompts and answers",
+    "retention_days": "retention (days)",
+}
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One thing of the file that is new, different or gone.
+
+    Attributes:
+        action: Which of them.
+        subject: What, such as ``deployment local``.
+        details: For a change, one line per key: what it was and what it becomes.
+    """
+
+    action: Action
+    subject: str
+    details: tuple[str, ...] = ()
+
+
+def compare(before: Specification | None, after: Specification) -> tuple[Change, ...]:
+    """List what changes from one specification to another; prompts are compared line by line."""
+    old = {} if before is None else _subjects(before)
+    new = _subjects(after)
+    changes = []
+    for subject in [*new, *(subject for subject in old if subject not in new)]:
+        if subject not in old:
+            changes.append(Change("created", subject))
+        elif subject not in new:
+            changes.append(Change("removed", subject))
+        elif old[subject] != new[subject]:
+            changes.append(Change("changed", subject, tuple(_details(old[subject], new[subject]))))
+    return tuple(changes)
+
+
+def prompts(specification: Specification) -> dict[str, str]:
+    """List the prompts' texts by application, to compare them."""
+    found = {name: application.release.bundle.prompt for name, application in specification.applications.items()}
+    return {name: prompt for name, prompt in found.items() if prompt is not None}
+
+
+def diff_texts(before: str, after: str, names: tuple[str, str]) -> str:
+    """Compare two texts as a unified diff; empty when they are the same."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, lineterm="")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _subjects(specification: Specification) -> dict[str, dict[str, Any]]:
+    """Lay each thing of the file out as flat keys and plain values."""
+    subjects = {f"deployment {name}": _deployment(value) for name, value in specification.deployments.items()}
+    subjects |= {f"metric {name}": msgspec.structs.asdict(value) for name, value in specification.metrics.items()}
+    subjects |= {f"application {name}": _application(value) for name, value in specification.applications.items()}
+    return subjects
+
+
+def _deployment(deployment: Deployment) -> dict[str, Any]:
+    prices = deployment.operation.usd_per_million_tokens
+    plain = msgspec.structs.asdict(deployment.endpoint) | msgspec.structs.asdict(deployment.operation)
+    plain |= {"headers": dict(deployment.operation.headers)}
+    plain["usd_per_million_tokens"] = None if prices is None else msgspec.structs.asdict(prices)
+    return _flatten(plain)
+
+
+def _application(application: ApplicationSpec) -> dict[str, Any]:
+    bundle = application.release.bundle
+    plain = msgspec.structs.asdict(application) | {
+        "metrics": sorted(application.metrics),
+        "release": {
+            "name": application.release.name,
+            "deployments": [name for name, _ in bundle.deployments],
+            "endpoints": [msgspec.json.encode(endpoint).decode() for _, endpoint in bundle.deployments],
+            "prompt": bundle.prompt,
+            "parameters": bundle.parameters,
+            "client_may_override": list(bundle.client_may_override),
+        },
+    }
+    return _flatten(plain)
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = prefix + _KEYS.get(key, key)
+        if isinstance(item, Mapping):
+            flat |= _flatten(item, f"{name}.")
+        else:
+            flat[name] = item
+    return flat
+
+
+def _details(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for name in [*new, *(name for name in old if name not in new)]:
+        before, after = old.get(name), new.get(name)
+        if before == after and type(before) is type(after):
+            continue
+        if name == "release.prompt" and isinstance(before, str) and isinstance(after, str):
+            yield f"{name}: {_line_counts(before, after)}"
+        else:
+            yield f"{name}: {_shown(before)} -> {_shown(after)}"
+
+
+def _line_counts(before: str, after: str) -> str:
+    lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
+    added = sum(line.startswith("+ ") for line in lines)
+    removed = sum(line.startswith("- ") for line in lines)
+    return f"{added} lines added, {removed} removed" if added or removed else "white space at the end"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        text = ", ".join(map(_shown, value)) or "none"
+    else:
+        text = value.strip() if isinstance(value, str) else msgspec.json.encode(value).decode()
+    first, _, rest = text.partition("\n")
+    return f"{first[: _SHOWN_CHARACTERS - 3]}..." if rest or len(first) > _SHOWN_CHARACTERS else first or '""'

@@ -1,0 +1,1 @@
+"""Rollouts: how an application gets from its stable release to a candidate."""
