@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -104,8 +105,10 @@ class FeedbackIntake:
         """
         if key is None:
             _check_keyless(post)
+        comment = checked_text("comment", post.comment, TEXT_BYTES)
+        correction = checked_text("correction", post.correction, TEXT_BYTES)
         subject = await self._subject(snapshot, key, post)
-        name, metric, value = _metric(subject.application, post)
+        name, metric, value = _metric(subject.application, post, {"correction": correction, "comment": comment})
         if key is None and not metric.end_users:
             raise AuthenticationError(
                 f"the metric {name!r} is not for end users: send an API key", code="missing_api_key"
@@ -123,8 +126,8 @@ class FeedbackIntake:
             metric=name,
             number=number,
             text=checked_text("value", text, TEXT_BYTES),
-            comment=checked_text("comment", post.comment, TEXT_BYTES),
-            correction=checked_text("correction", post.correction, TEXT_BYTES),
+            comment=comment,
+            correction=correction,
             source=source,
             author=_author(post, source, key, subject.attribution.unit),
             key=0 if key is None else key.number,
@@ -183,14 +186,15 @@ def _conversation_application(snapshot: Snapshot, key: KeyRoute | None, name: st
     return application_by_name(snapshot, usable[0], key)
 
 
-def _metric(application: ApplicationRoute, post: FeedbackPost) -> tuple[str, FeedbackMetric, Any]:
+def _metric(
+    application: ApplicationRoute, post: FeedbackPost, words: Mapping[str, str | None]
+) -> tuple[str, FeedbackMetric, Any]:
     """Find the metric and its value; words alone are values of the metrics made for them."""
     name, value = post.metric, post.value
-    words = {"correction": post.correction, "comment": post.comment}
     if name is None:
         if value is not None:
             raise InvalidRequestError("say which metric the value is of", param="metric")
-        name = next((word for word, text in words.items() if text and text.strip()), None)
+        name = next((word for word, text in words.items() if text is not None), None)
         if name is None:
             raise InvalidRequestError("send a metric with its value, a comment or a correction", param="metric")
     if value is None:

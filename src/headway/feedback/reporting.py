@@ -189,9 +189,8 @@ class ReportDesk:
         )
 
     async def _apply(self, change: storage.Change) -> dict[str, Any]:
-        event = uuid.UUID(bytes=uuid7(self._clock.unix_ms()))
         async with self._database.connection() as connection:
-            await storage.change(connection, change, event)
+            await storage.change(connection, change)
             return await storage.read(connection, change.id)
 
     def _interactions(

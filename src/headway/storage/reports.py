@@ -98,20 +98,20 @@ async def read(connection: Connection, report: uuid.UUID, *, key: int | None = N
         )
         interactions = await cursor.fetchall()
         await cursor.execute(
-            "SELECT id, at, author, comment, status, severity FROM report_event WHERE report_id = %s ORDER BY at, id",
+            "SELECT number, at, author, comment, status, severity FROM report_event WHERE report_id = %s"
+            " ORDER BY number",
             (report,),
         )
         events = await cursor.fetchall()
     return {**found, "interactions": interactions, "events": events}
 
 
-async def change(connection: Connection, wanted: Change, event: uuid.UUID) -> None:
+async def change(connection: Connection, wanted: Change) -> None:
     """Change a report's status or severity, or comment on it, and keep that as an event.
 
     Args:
         connection: Of a transaction.
         wanted: What to do. A change that leaves status and severity as they are only comments.
-        event: Id of the event.
 
     Raises:
         NotFoundError: There is no such report.
@@ -143,9 +143,9 @@ async def change(connection: Connection, wanted: Change, event: uuid.UUID) -> No
         (status or old_status, severity or old_severity, changed, wanted.at, wanted.id),
     )
     await connection.execute(
-        "INSERT INTO report_event (id, report_id, at, author, comment, status, severity)"
+        "INSERT INTO report_event (report_id, number, at, author, comment, status, severity)"
         " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-        (event, wanted.id, wanted.at, wanted.author, wanted.comment, status, severity),
+        (wanted.id, events + 1, wanted.at, wanted.author, wanted.comment, status, severity),
     )
 
 

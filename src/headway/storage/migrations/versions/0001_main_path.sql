@@ -258,17 +258,17 @@ CREATE TABLE report_interaction (
     PRIMARY KEY (report_id, interaction)
 );
 
--- Comments and changes of status, in order.
+-- Comments and changes, in the order in which they took effect.
 CREATE TABLE report_event (
-    id              uuid PRIMARY KEY,
     report_id       uuid NOT NULL REFERENCES report,
+    number          integer NOT NULL,
     at              timestamptz NOT NULL,
     author          text NOT NULL,
     comment         text,
     status          text,
-    severity        text
+    severity        text,
+    PRIMARY KEY (report_id, number)
 );
-CREATE INDEX report_event_report ON report_event (report_id, at, id);
 
 CREATE TABLE audit_log (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
