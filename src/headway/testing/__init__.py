@@ -24,8 +24,11 @@ from headway.testing.draft import read_quality
 from headway.testing.ledger import Counts, Outcome, Received
 from headway.testing.process import ProviderProcess
 from headway.testing.server import ProviderSimulator, refusing_port
+from headway.testing.tally import Answer, Quantiles, ReleaseTally, SentRating, TrafficSummary
+from headway.testing.traffic import Traffic, Truth, run_traffic
 
 __all__ = [
+    "Answer",
     "Behaviour",
     "Counts",
     "ErrorReply",
@@ -35,12 +38,19 @@ __all__ = [
     "Outcome",
     "ProviderProcess",
     "ProviderSimulator",
+    "Quantiles",
     "Received",
+    "ReleaseTally",
+    "SentRating",
+    "Traffic",
+    "TrafficSummary",
+    "Truth",
     "context_length_exceeded",
     "overloaded",
     "prompt_filtered",
     "rate_limited",
     "read_quality",
     "refusing_port",
+    "run_traffic",
     "server_error",
 ]
