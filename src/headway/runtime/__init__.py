@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -28,7 +29,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         StorageError: It cannot be reached, or the embedded server cannot be started.
     """
     with database_url(settings) as url:
-        migrate(url)
+        await asyncio.to_thread(migrate, url)
         database = Database(url)
         await database.open()
         try:

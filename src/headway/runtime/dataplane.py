@@ -1,0 +1,122 @@
+"""One worker of the data plane, put together."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import AsyncExitStack
+
+import structlog
+
+from headway.api.dataplane import DataPlane
+from headway.api.feedback_routes import FeedbackRoutes
+from headway.clock import Clock, SystemClock
+from headway.config.logs import configure_logs
+from headway.config.settings import Settings, load_settings
+from headway.errors import StorageError
+from headway.feedback.intake import FeedbackIntake
+from headway.feedback.keeping import Keeper
+from headway.feedback.reporting import ReportDesk
+from headway.gateway.calls import Caller
+from headway.gateway.conversations import Conversations
+from headway.gateway.deployments import Deployments
+from headway.gateway.feed import SnapshotFeed
+from headway.gateway.gateway import Gateway
+from headway.gateway.quota import Quota
+from headway.gateway.recorder import Recorder
+from headway.gateway.scoreboard import Scoreboard
+from headway.gateway.tracing import Tracing
+from headway.providers.client import ProviderClient
+from headway.providers.credentials import Credentials
+from headway.runtime.worker import Application, Tasks, Worker
+from headway.storage.database import Database
+from headway.storage.spool import Spool
+
+_log = structlog.get_logger("headway.runtime.dataplane")
+
+
+class DataPlaneService:
+    """One worker of the data plane."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> Application:
+        """Start everything; a database that is away does not matter while there is a snapshot on disk.
+
+        Raises:
+            ConfigurationError: There is no routing snapshot at all.
+        """
+        settings, clock, stack = self._settings, self._clock, self._stack
+        home = settings.home
+        database = await self._database()
+        scoreboard = stack.enter_context(Scoreboard.open(home))
+        tracing = Tracing.from_environment(os.environ)
+        if tracing is not None:
+            stack.callback(tracing.close)
+        client = ProviderClient(Credentials(clock))
+        await client.start()
+        stack.push_async_callback(client.close)
+        quota = Quota(scoreboard, clock)
+
+        statements = self._spool("statements", keep=True)
+        links = self._spool("links", keep=False)
+        recorder = Recorder(database, self._spool("interactions", keep=False), scoreboard, clock, settings, quota)
+        conversations = Conversations(database, links)
+        caller = Caller(client, Deployments(clock, settings.workers), clock, random.SystemRandom())
+        gateway = Gateway(caller, recorder, quota, conversations, clock, tracing)
+        feed = SnapshotFeed(database, home / "snapshot.json", clock, gateway.switch)
+        await feed.start()
+        await recorder.start()
+        stack.push_async_callback(recorder.close)
+
+        keeper = Keeper(database, statements, clock)
+        tasks = Tasks(clock)
+        stack.push_async_callback(tasks.close)
+        tasks.run("feed", feed.run)
+        tasks.run("statements", lambda: statements.replay_forever(keeper.replay))
+        tasks.run("links", lambda: links.replay_forever(conversations.replay))
+        routes = FeedbackRoutes(
+            FeedbackIntake(database, keeper, clock),
+            ReportDesk(database, keeper, clock),
+            lambda: gateway.snapshot,
+            clock,
+            settings.origins,
+        )
+        return DataPlane(gateway, routes.routes, clock, int(settings.max_body_mb * 1e6))
+
+    async def _database(self) -> Database:
+        assert self._settings.database_url, "the supervisor gives every worker the database's URL"
+        database = Database(self._settings.database_url)
+        self._stack.push_async_callback(database.close)
+        try:
+            await database.open()
+        except StorageError as error:
+            _log.warning("database_away", detail=error.message)
+        return database
+
+    def _spool(self, kind: str, *, keep: bool) -> Spool:
+        """Make a spool; what people said (``keep``) is never dropped, a full spool refuses instead."""
+        settings = self._settings
+        spool = Spool(
+            settings.home / "spool" / kind,
+            self._clock,
+            max_bytes=int(settings.spool_mb * 1e6),
+            max_age_seconds=None if keep else settings.spool_hours * 3600,
+            drop_oldest=not keep,
+        )
+        self._stack.push_async_callback(spool.close)
+        return spool
+
+    async def close(self) -> None:
+        """Stop everything, in the reverse order; what was recorded is written or spooled."""
+        await self._stack.aclose()
+
+
+def data_plane() -> Worker:
+    """Make one worker of the data plane, by the environment; Granian calls this in each worker process."""
+    settings, clock = load_settings(), SystemClock()
+    configure_logs(settings)
+    return Worker(DataPlaneService(settings, clock), settings, clock)
