@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from headway import __version__
-from headway.cli import terminal
+from headway.cli import configuration, keys, releases, rollouts, terminal
 
 app = typer.Typer(name="headway", cls=terminal.Group, no_args_is_help=True, rich_markup_mode="rich")
 
@@ -23,6 +23,30 @@ def headway(
     ] = False,
 ) -> None:
     """Move an LLM application to a new release without losing ground."""
+
+
+_GROUPS = {
+    "Traffic": {"releases": releases.app, "rollouts": rollouts.app},
+    "Access": {"keys": keys.app},
+}
+_COMMANDS = {
+    "Configuration": (
+        configuration.init,
+        configuration.check,
+        configuration.plan,
+        configuration.apply,
+        configuration.diff,
+        configuration.history,
+    ),
+    "Traffic": (rollouts.share,),
+}
+
+for panel, commands in _COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+for panel, groups in _GROUPS.items():
+    for name, group in groups.items():
+        app.add_typer(group, name=name, rich_help_panel=panel)
 
 
 def main() -> None:

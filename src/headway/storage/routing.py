@@ -19,6 +19,8 @@ from headway.domain.snapshot import (
     decode_snapshot,
     encode_snapshot,
 )
+from headway.errors import ConflictError
+from headway.storage import audit
 from headway.storage.database import Connection
 
 CHANNEL = "headway_snapshot"  # NOTIFY carries the new snapshot's number
@@ -28,6 +30,7 @@ ROUTED_RELEASES = 200  # per application, the newest; the stable one and the can
 _PUBLISH_LOCK = 0x6865_6164_7761_7A
 _KEY_BYTES = 32
 _UNIT_KEY_NUMBER = 0
+_LAST_KEY_NUMBER = 255  # an id has one byte for it
 
 
 async def publish(connection: Connection) -> int:
@@ -78,15 +81,22 @@ async def latest(connection: Connection, *, after: int = 0) -> Snapshot | None:
     return None if row is None else decode_snapshot(row[0])
 
 
-async def rotate_signing_key(connection: Connection) -> int:
+async def rotate_signing_key(connection: Connection, *, author: str) -> int:
     """Sign new interaction ids with a new key; ids signed with the old ones keep verifying.
 
     Returns:
         The new key's number.
+
+    Raises:
+        ConflictError: All numbers that an interaction id can name are used up.
     """
     await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_PUBLISH_LOCK,))
-    (last,) = await _row(connection, "SELECT coalesce(max(number), 0) FROM signing_key WHERE purpose = 'id'")
+    await _signing(connection)
+    (last,) = await _row(connection, "SELECT max(number) FROM signing_key WHERE purpose = 'id'")
+    if last >= _LAST_KEY_NUMBER:
+        raise ConflictError(f"there have been {_LAST_KEY_NUMBER} signing keys; there can be no more")
     await _add_signing_key(connection, last + 1, "id")
+    await audit.record(connection, author=author, action="signing_key.rotate", subject=f"signing key {last + 1}")
     await publish(connection)
     return int(last) + 1
 
