@@ -1,4 +1,4 @@
-"""The server processes: Granian over one of the planes. Started by the supervisor as ``python -m headway.runtime.serve``."""
+"""The server processes: Granian over one of the planes; the supervisor starts ``python -m headway.runtime.serve``."""
 
 from __future__ import annotations
 

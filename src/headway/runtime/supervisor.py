@@ -108,7 +108,7 @@ class Supervisor:
             **_as_environment(self._settings),
             "HEADWAY_DATABASE_URL": url,
         }
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", "headway.runtime.serve", plane],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -147,7 +147,7 @@ class Supervisor:
             try:
                 child.process.wait(max(0.1, deadline - self._clock.monotonic_seconds()))
             except subprocess.TimeoutExpired:
-                _log.error("server_killed", plane=child.plane)  # noqa: TRY400 - there is nothing in the traceback
+                _log.error("server_killed", plane=child.plane)
                 child.process.kill()
                 child.process.wait()
 
