@@ -240,10 +240,11 @@ class Cluster:
         if self._account.uid != layout.data.stat().st_uid:
             _give(layout.data, self._account)
         self._account = self._account.fitted(lambda: self._probe(layout.data))
+        socket_folder = str(self._open_socket_folder()).replace('"', '""')  # the setting is a list of quoted names
         # fmt: off
         command: list[str | Path] = [
             self._binaries.postgres, "-D", layout.data, "-p", str(_PORT),
-            "-c", "listen_addresses=", "-c", f"unix_socket_directories={self._open_socket_folder()}",
+            "-c", "listen_addresses=", "-c", f'unix_socket_directories="{socket_folder}"',
             "-c", "unix_socket_permissions=0700", "-c", "logging_collector=off", "-c", "log_destination=stderr",
             "-c", f"cluster_name={self._marker()}",
         ]
@@ -349,21 +350,23 @@ class Cluster:
     def _clear(self) -> None:
         # Whatever still works on this folder has lost its postmaster; shared memory and lock files of such leftovers
         # keep a new one from starting. They are killed, not asked: what they had committed is in the log on disk.
-        leftovers: list[int] = []
-
-        def gone() -> bool:
-            leftovers[:] = self._processes()
-            for pid in leftovers:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return not leftovers
-
-        if not _wait(gone, 10):
-            raise EmbeddedPostgresError(f"processes of an earlier server do not end: {leftovers}")
+        if not _wait(lambda: not self._kill_leftovers(), 10):
+            raise EmbeddedPostgresError(f"processes of an earlier server under {self._layout.home} do not end")
         # None of these belongs to a living server now. PostgreSQL itself would be misled by a process id used again.
         (self._layout.data / "postmaster.pid").unlink(missing_ok=True)
         for name in (_SOCKET, f"{_SOCKET}.lock"):
             (self._layout.socket / name).unlink(missing_ok=True)
+
+    def _kill_leftovers(self) -> bool:
+        marker = self._marker()
+        found = False
+        for pid, title in self._servers():
+            if marker in title:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            # Without a title it is ending, but may still be attached to the shared memory.
+            found = found or marker in title or not title
+        return found
 
     def _marker(self) -> str:
         # In the command line of the postmaster and in the title of each of its children; follows the folder's inode.
@@ -371,26 +374,33 @@ class Cluster:
         return "headway-" + hashlib.sha256(f"{found.st_dev}:{found.st_ino}".encode()).hexdigest()[:16]
 
     def _is_ours(self, pid: int) -> bool:
-        if not _PROCESSES.exists():
-            return pid in self._processes()
+        title = self._title(pid) if _PROCESSES.exists() else dict(self._servers()).get(pid)
+        return title is not None and self._marker() in title
+
+    def _servers(self) -> Iterator[tuple[int, str]]:
+        # All servers of our user, of any cluster, by process id and title.
+        if _PROCESSES.exists():
+            for pid in [int(path.name) for path in _PROCESSES.iterdir() if path.name.isdecimal()]:
+                title = self._title(pid)
+                if title is not None:
+                    yield pid, title
+            return
+        command = ["ps", "-axww", "-o", "pid=,uid=,command="]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 (constant)
+        for pid_, uid, title in [line.split(None, 2) for line in listed.stdout.splitlines()]:
+            if uid == str(self._account.uid) and "postgres" in title:
+                yield int(pid_), title
+
+    def _title(self, pid: int) -> str | None:
         process = _PROCESSES / str(pid)
         try:
             status = (process / "status").read_text(errors="replace")
-            title = (process / "cmdline").read_bytes()
-            marker = self._marker().encode()
+            marks = ("Name:\tpostgres\n", f"\nUid:\t{self._account.uid}\t")
+            if "\nState:\tZ" in status or not all(mark in status for mark in marks):
+                return None
+            return (process / "cmdline").read_bytes().decode(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
-            return False
-        return "Name:\tpostgres\n" in status and f"\nUid:\t{self._account.uid}\t" in status and marker in title
-
-    def _processes(self) -> list[int]:
-        if _PROCESSES.exists():
-            pids = [int(path.name) for path in _PROCESSES.iterdir() if path.name.isdecimal()]
-            return [pid for pid in pids if self._is_ours(pid)]
-        command = ["ps", "-axww", "-o", "pid=,uid=,command="]
-        listed = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 (constant)
-        rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
-        uid, marker = str(self._account.uid), self._marker()
-        return [int(row[0]) for row in rows if row[1] == uid and "postgres" in row[-1] and marker in row[-1]]
+            return None
 
     def _ready(self, postmaster: Postmaster) -> bool:
         found = read_pid_file(self._layout.data)
@@ -442,6 +452,8 @@ def _wait(condition: Callable[[], bool], seconds: float | None = None) -> bool:
 
 
 def _try_socket(folder: Path) -> None:
+    if "," in str(folder):
+        raise OSError("a comma separates hosts in a database URL")
     path = folder / ".s.PGSQL.test"  # as long as the real one
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as probe:

@@ -57,12 +57,19 @@ class EmbeddedServer:
         except OSError as error:
             raise _unusable(layout, error) from error
 
-    def close(self) -> None:
+    def close(self, *, wait_seconds: float = 0.0) -> None:
         """Give the server up; it stops within seconds when nobody else uses it. Closing twice is harmless.
 
         A process that was forked meanwhile counts as a user until it ends.
+
+        Args:
+            wait_seconds: How long to wait for the server to stop, before its files are copied or removed.
         """
         self._use.close()
+        clock = SystemClock()
+        deadline = clock.monotonic_seconds() + wait_seconds
+        while clock.monotonic_seconds() < deadline and _has_guardian(Layout(self.home)):
+            time.sleep(_POLL_SECONDS)
 
     def __enter__(self) -> Self:
         return self

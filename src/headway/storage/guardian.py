@@ -21,8 +21,8 @@ from headway.storage.layout import Layout, try_lock
 
 READY, BUSY, FAILED = "ready", "busy", "failed"
 
-_TICK_SECONDS = 0.5
-_SHORT_LIFE_TICKS = 20  # a server that lives shorter than this is started again only after a pause
+_TICK_SECONDS = 0.25
+_SHORT_LIFE_TICKS = 40  # a server that lives shorter than this is started again only after a pause
 
 
 def main() -> None:
