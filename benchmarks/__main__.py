@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.url is not None:
         starters["url"] = partial(use_external, options.url)
     console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
     try:
         cores = machine.choose_cores(options.cores)
         os.sched_setaffinity(0, {cores.others})

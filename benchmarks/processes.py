@@ -121,10 +121,9 @@ def start(
     """Start a command, and end it with all its children on the way out.
 
     It leads its own session, so Ctrl-C reaches the benchmark alone, which then ends its children in order; should the
-    benchmark itself be killed, the kernel signals the child (parent-death signal).
+    benchmark itself be killed, the kernel kills the child (parent-death signal); its children must see to themselves.
     """
-    signal_name = signal.Signals(stop_signal).name.removeprefix("SIG")
-    guarded = [find_tool("setpriv", "util-linux"), "--pdeathsig", signal_name, *command]
+    guarded = [find_tool("setpriv", "util-linux"), "--pdeathsig", "KILL", *command]
     with log.open("ab") as output:
         child = subprocess.Popen(
             guarded,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -45,4 +48,13 @@ class Proxy:
             await send({"type": "http.response.body", "body": b""})
 
 
+def _end_with_parent() -> None:
+    """A worker does not notice that Granian's master was killed; the kernel does (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it was killed before
+        raise SystemExit(1)
+
+
+_end_with_parent()
 application = Proxy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,14 +29,14 @@ def serve_answers(folder: Path, port: int | None = None) -> Iterator[int]:
     configuration = folder / "nginx.conf"
     configuration.write_text(_NGINX.format(folder=folder, port=port, answer=write_answer().replace("'", "\\'")))
     command = [nginx, "-p", str(folder), "-c", str(configuration), "-e", str(folder / "nginx-error.log")]
-    with start(command, folder / "nginx.log", stop_signal=signal.SIGTERM) as process:
+    with start(command, folder / "nginx.log") as process:
         process.wait_until(lambda: is_listening(port), 10, "nginx")
         yield port
 
 
 _NGINX = """
 daemon off;
-worker_processes 1;
+master_process off;
 pid {folder}/nginx.pid;
 events {{ worker_connections 4096; }}
 http {{
