@@ -46,7 +46,7 @@ class Lognormal:
     Example:
         >>> Lognormal(20).draw(random.Random(1))
         20.0
-        >>> draws = [Lognormal(100, sigma=0.5, maximum=150).draw(random.Random(seed)) for seed in range(200)]
+        >>> draws = [Lognormal(100, sigma=0.5, maximum=150.0).draw(random.Random(seed)) for seed in range(200)]
         >>> max(draws)
         150.0
     """

@@ -15,6 +15,7 @@ __all__ = ["Counts", "Ledger", "Outcome", "Received"]
 
 _KEPT_REQUESTS = 10_000
 _LARGEST_KEPT_BODY_BYTES = 1 << 20
+_LOOK_SECONDS = 0.005
 
 
 class Outcome(StrEnum):
@@ -179,24 +180,33 @@ class Ledger:
 
     def notify(self) -> None:
         """Wake those whose condition holds now."""
-        if self._waiters:
-            for condition, waiter in self._waiters:
-                if not waiter.done() and condition():
+        for condition, waiter in self._waiters:
+            if waiter.done():
+                continue
+            try:
+                if condition():
                     waiter.set_result(None)
+            except Exception as error:  # noqa: BLE001  # the test's mistake: for the test, not for the request
+                waiter.set_exception(error)
 
     async def wait_until(self, condition: Callable[[], bool], timeout_seconds: float) -> None:
-        """Return as soon as the condition holds; it is looked at whenever something happens here.
+        """Return as soon as the condition holds.
+
+        It is looked at whenever something happens at the simulator, and every few milliseconds for the sake of
+        conditions that depend on something else.
 
         Raises:
             TimeoutError: It did not come to hold in time; says what there was instead.
         """
-        if condition():
-            return
-        entry = (condition, asyncio.get_running_loop().create_future())
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (condition, waiter)
         self._waiters.append(entry)
         try:
             async with asyncio.timeout(timeout_seconds):
-                await entry[1]
+                while not waiter.done() and not condition():
+                    await asyncio.wait([waiter], timeout=_LOOK_SECONDS)
+            if waiter.done():
+                waiter.result()
         except TimeoutError as error:
             raise TimeoutError(f"waited {timeout_seconds} s in vain; the simulator has seen {self.counts()}") from error
         finally:

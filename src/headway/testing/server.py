@@ -220,7 +220,7 @@ class ProviderSimulator:
         self._ledger.received.clear()
 
     async def wait_until(self, condition: Callable[[], bool], timeout_seconds: float = 5.0) -> None:
-        """Return as soon as ``condition`` holds; it is looked at whenever something happens at the simulator.
+        """Return as soon as ``condition`` holds, which may depend on anything: a test needs no sleep.
 
         Raises:
             TimeoutError: It did not come to hold in time; says what there was instead.

@@ -388,7 +388,33 @@ class TestConnections:
         assert provider.received[-1].connection == 2
 
 
+class TestWaiting:
+    async def test_a_condition_that_fails_fails_the_test_and_not_the_request(self, provider: ProviderSimulator) -> None:
+        waiting = asyncio.ensure_future(provider.wait_until(lambda: bool(provider.counts.requests and 1 / 0)))
+        await asyncio.sleep(0)
+        content, _ = await read_broken(provider, stream=False)
+        assert content.startswith(b"HTTP/1.1 200")
+        with pytest.raises(ZeroDivisionError):
+            await waiting
+
+    async def test_what_held_only_for_a_moment_counts(self, provider: ProviderSimulator) -> None:
+        waiting = asyncio.ensure_future(provider.wait_until(lambda: provider.counts.open_generations == 1))
+        await asyncio.sleep(0)
+        await read_broken(provider, stream=False)
+        await waiting
+        assert provider.counts.open_generations == 0
+
+    async def test_waiting_in_vain_says_what_was_seen(self, provider: ProviderSimulator) -> None:
+        with pytest.raises(TimeoutError, match="requests=0"):
+            await provider.wait_until(lambda: provider.counts.requests == 1, timeout_seconds=0.01)
+
+
 class TestTime:
+    async def _advance(self, provider: ProviderSimulator, clock: ManualClock, seconds: float) -> None:
+        """Advance the clock once the provider waits on it."""
+        await provider.wait_until(lambda: clock.sleepers == 1)
+        clock.advance(seconds)
+
     async def test_latency_follows_the_script_on_a_manual_clock(self) -> None:
         clock = ManualClock()
         behaviour = Behaviour(
@@ -403,15 +429,15 @@ class TestTime:
         ):
             await provider.wait_until(lambda: provider.counts.requests == 1)
             received = provider.received[0]
-            await _advance(clock, 0.1)
+            await self._advance(provider, clock, 0.1)
             await provider.wait_until(lambda: received.headers_seconds == pytest.approx(0.1))
             assert received.events_sent == 0
-            await _advance(clock, 0.2)
+            await self._advance(provider, clock, 0.2)
             await provider.wait_until(lambda: received.events_sent == 2)
             assert received.first_event_seconds == pytest.approx(0.3)
-            await _advance(clock, 0.01)
+            await self._advance(provider, clock, 0.01)
             await provider.wait_until(lambda: received.events_sent == 3)
-            await _advance(clock, 0.01)
+            await self._advance(provider, clock, 0.01)
             await provider.wait_until(lambda: received.outcome is Outcome.ANSWERED)
             assert received.events_sent == 6
             assert received.ended_seconds == pytest.approx(0.32)
@@ -425,22 +451,8 @@ class TestTime:
             connected(provider, stream=False) as (reader, _),
         ):
             await provider.wait_until(lambda: provider.counts.requests == 1)
-            await _advance(clock, 0.29)
+            await self._advance(provider, clock, 0.29)
             assert provider.counts.open_generations == 1
             clock.advance(0.01)
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             assert provider.received[0].ended_seconds == pytest.approx(0.3)
-
-    async def test_waiting_in_vain_says_what_was_seen(self, provider: ProviderSimulator) -> None:
-        with pytest.raises(TimeoutError, match="requests=0"):
-            await provider.wait_until(lambda: provider.counts.requests == 1, timeout_seconds=0.01)
-
-
-async def _advance(clock: ManualClock, seconds: float) -> None:
-    """Advance the clock once somebody waits on it."""
-    for _ in range(2000):
-        if clock.sleepers:
-            clock.advance(seconds)
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("nobody waits on the clock")
