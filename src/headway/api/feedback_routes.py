@@ -27,7 +27,7 @@ from headway.errors import (
 )
 from headway.feedback.intake import FeedbackIntake, FeedbackPost
 from headway.feedback.keeping import Outcome
-from headway.feedback.reporting import CommentPost, ReportDesk, ReportPatch, ReportPost
+from headway.feedback.reporting import CommentPost, ReportDesk, ReportIntake, ReportPatch, ReportPost
 from headway.storage.paging import PAGE_SIZE
 
 BODY_BYTES = 256 * 1024
@@ -56,7 +56,8 @@ class FeedbackRoutes:
 
     Args:
         intake: Takes feedback.
-        desk: Takes reports.
+        reports: Takes reports.
+        desk: Shows reports and changes them.
         snapshot: Gives the snapshot in force.
         clock: For keys that expire.
         origins: Web pages that may post feedback (``Settings.origins``).
@@ -65,12 +66,14 @@ class FeedbackRoutes:
     def __init__(
         self,
         intake: FeedbackIntake,
+        reports: ReportIntake,
         desk: ReportDesk,
         snapshot: Callable[[], Snapshot],
         clock: Clock,
         origins: Sequence[str],
     ) -> None:
         self._intake = intake
+        self._reports = reports
         self._desk = desk
         self._snapshot = snapshot
         self._clock = clock
@@ -130,7 +133,7 @@ class FeedbackRoutes:
     async def _post_report(self, request: Request, snapshot: Snapshot, key: KeyRoute) -> Answer:
         post = _decode(request, ReportPost)
         given = request.headers.get(b"idempotency-key")
-        kept = await self._desk.accept(snapshot, key, post, None if given is None else given.decode("latin-1"))
+        kept = await self._reports.accept(snapshot, key, post, None if given is None else given.decode("latin-1"))
         body = {"id": kept.id, "object": "report", "outcome": kept.outcome}
         location = (b"location", f"/v1/reports/{kept.id}".encode())
         return _json(_STATUSES[kept.outcome], body, (location,))

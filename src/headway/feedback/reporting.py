@@ -71,11 +71,10 @@ class CommentPost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     comment: str
 
 
-class ReportDesk:
-    """Takes reports of API keys with scope ``feedback``; each key sees its own."""
+class ReportIntake:
+    """Takes reports of API keys with scope ``feedback``."""
 
-    def __init__(self, database: Database, keeper: Keeper, clock: Clock) -> None:
-        self._database = database
+    def __init__(self, keeper: Keeper, clock: Clock) -> None:
         self._keeper = keeper
         self._clock = clock
 
@@ -116,6 +115,31 @@ class ReportDesk:
             ),
         )
         return await self._keeper.keep(report)
+
+    def _interactions(
+        self, snapshot: Snapshot, key: KeyRoute, post: ReportPost
+    ) -> list[tuple[str, InteractionId, ApplicationRoute]]:
+        if len(post.interaction_ids) > LINKED_INTERACTIONS:
+            message = f"a report names at most {LINKED_INTERACTIONS} interactions"
+            raise InvalidRequestError(message, param="interaction_ids")
+        now = self._clock.unix_ms()
+        found: dict[bytes, tuple[str, InteractionId, ApplicationRoute]] = {}
+        for text in post.interaction_ids:
+            interaction, application = read_interaction(snapshot, text, key, now)
+            same_application(post.application, application)
+            found.setdefault(interaction.uuid, (text, interaction, application))
+        if len({application.number for _, _, application in found.values()}) > 1:
+            message = "the interactions belong to several applications: make one report for each"
+            raise InvalidRequestError(message, param="interaction_ids")
+        return list(found.values())
+
+
+class ReportDesk:
+    """Shows reports and leads them to their end."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
 
     async def read_page(
         self, key: KeyRoute, *, status: str | None = None, limit: int = 50, cursor: str | None = None
@@ -192,23 +216,6 @@ class ReportDesk:
         async with self._database.connection() as connection:
             await storage.change(connection, change)
             return await storage.read(connection, change.id)
-
-    def _interactions(
-        self, snapshot: Snapshot, key: KeyRoute, post: ReportPost
-    ) -> list[tuple[str, InteractionId, ApplicationRoute]]:
-        if len(post.interaction_ids) > LINKED_INTERACTIONS:
-            message = f"a report names at most {LINKED_INTERACTIONS} interactions"
-            raise InvalidRequestError(message, param="interaction_ids")
-        now = self._clock.unix_ms()
-        found: dict[bytes, tuple[str, InteractionId, ApplicationRoute]] = {}
-        for text in post.interaction_ids:
-            interaction, application = read_interaction(snapshot, text, key, now)
-            same_application(post.application, application)
-            found.setdefault(interaction.uuid, (text, interaction, application))
-        if len({application.number for _, _, application in found.values()}) > 1:
-            message = "the interactions belong to several applications: make one report for each"
-            raise InvalidRequestError(message, param="interaction_ids")
-        return list(found.values())
 
 
 def _repeatable_id(key: KeyRoute, idempotency_key: str) -> bytes:

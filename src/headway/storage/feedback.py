@@ -19,9 +19,12 @@ from headway.storage.paging import Condition, Listing
 
 LISTING = Listing(
     select="""
-        SELECT f.id, f.at, a.name AS application, r.name AS release, f.rollout, f.stage, f.arm, f.kind, f.target,
-               f.target_id, f.choice, f.metric, f.number, f.text, f.comment, f.correction, f.source, f.author, f.key,
-               encode(f.unit, 'hex') AS unit, f.exposed_at, f.superseded_at
+        SELECT f.id, f.at, a.name AS application, r.name AS release, f.rollout, f.stage,
+               (ARRAY['stable', 'candidate'])[f.arm + 1] AS arm,
+               (ARRAY['randomised', 'pinned', 'manual', 'shadow', 'holdback'])[f.kind] AS kind,
+               f.target, f.target_id, f.choice, f.metric, coalesce(to_jsonb(f.number), to_jsonb(f.text)) AS value,
+               f.comment, f.correction, f.source, f.author, f.key, encode(f.unit, 'hex') AS unit, f.exposed_at,
+               f.superseded_at
         FROM feedback f LEFT JOIN application a ON a.id = f.application LEFT JOIN release r ON r.id = f.release""",
     order=(("f.at", "at", "time"), ("f.id", "id", "uuid")),
 )
@@ -114,9 +117,9 @@ def conditions(
 ) -> list[Condition]:
     """Say which feedback to list; by default current values only, without what was superseded."""
     return [
-        ("a.name = %s", application),
+        ("f.application = (SELECT id FROM application WHERE name = %s)", application),
         ("f.metric = %s", metric),
-        ("r.name = %s", release),
+        ("f.release IN (SELECT id FROM release WHERE name = %s)", release),
         ("f.source = %s", source),
         ("f.target_id = %s", target_id),
         ("f.at >= %s", since),

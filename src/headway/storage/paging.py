@@ -23,6 +23,9 @@ _FETCH_ROWS = 100  # of a stream, at a time: a row may hold a whole prompt
 _LARGEST_CURSOR = 500
 _LARGEST_NUMBER = 2**63 - 1
 
+Order = tuple[tuple[LiteralString, str, Literal["time", "uuid", "number", "text"]], ...]
+"""Columns that order a list and together are unique: SQL, name in the row, type."""
+
 Condition = tuple[LiteralString, Any]
 """SQL with one placeholder and its value; a condition whose value is None does not apply."""
 
@@ -46,12 +49,12 @@ class Listing:
 
     Attributes:
         select: The query up to and without WHERE.
-        order: Columns that order it, newest first, and together are unique: SQL, name in the row, type.
+        order: What orders it, newest first.
         ascending: Oldest, or first in the alphabet, first.
     """
 
     select: LiteralString
-    order: tuple[tuple[LiteralString, str, Literal["time", "uuid", "number", "text"]], ...]
+    order: Order
     ascending: bool = False
 
     def query(self, conditions: Sequence[Condition], *, after: bool = False, limit: bool = False) -> sql.Composed:

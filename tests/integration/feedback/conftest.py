@@ -14,7 +14,7 @@ from headway.api.feedback_routes import FeedbackRoutes
 from headway.api.messages import Answer, Request
 from headway.feedback.intake import FeedbackIntake
 from headway.feedback.keeping import Keeper
-from headway.feedback.reporting import ReportDesk
+from headway.feedback.reporting import ReportDesk, ReportIntake
 from headway.storage.database import Database
 from tests.world import World, found_world
 
@@ -90,7 +90,8 @@ def make_desk(world: World, database: Database, origins: tuple[str, ...] = ("*",
     keeper = Keeper(database, log, world.clock)
     routes = FeedbackRoutes(
         FeedbackIntake(database, keeper, world.clock),
-        ReportDesk(database, keeper, world.clock),
+        ReportIntake(keeper, world.clock),
+        ReportDesk(database, world.clock),
         lambda: world.snapshot,
         world.clock,
         origins,

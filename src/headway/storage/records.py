@@ -1,0 +1,246 @@
+"""What the tables hold, for people to read: every list in pages, newest first unless it says otherwise."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta
+from typing import Any, LiteralString
+
+from psycopg.rows import dict_row
+
+from headway.clock import utc
+from headway.errors import NotFoundError
+from headway.ids import Kind
+from headway.storage.database import Connection
+from headway.storage.paging import Condition, Listing, Order
+
+_LAST_MS = 253_402_300_000_000  # the last second that a datetime can be
+_SUMMARY_SECONDS = 20  # a summary over too much is broken off, not left running
+
+APPLICATIONS = Listing(
+    select="""
+        SELECT * FROM (
+            SELECT a.id AS number, a.name, a.unit, a.policy, a.record_content, a.retention_days, a.metrics,
+                   s.name AS stable, c.name AS candidate, o.share, o.id AS rollout, a.retired_at
+            FROM application a LEFT JOIN release s ON s.id = a.stable_release
+            LEFT JOIN rollout o ON o.application_id = a.id AND o.ended_at IS NULL
+            LEFT JOIN release c ON c.id = o.candidate_release
+        ) listed""",
+    order=(("name", "name", "text"),),
+    ascending=True,
+)
+
+RELEASES = Listing(
+    select="""
+        SELECT * FROM (
+            SELECT r.id AS number, a.name AS application, r.name, r.content_hash, r.bundle, r.created_at, r.created_by,
+                   CASE WHEN r.id = a.stable_release THEN 'stable' WHEN r.id = o.candidate_release THEN 'candidate' END
+                       AS role
+            FROM release r JOIN application a ON a.id = r.application_id
+            LEFT JOIN rollout o ON o.application_id = a.id AND o.ended_at IS NULL
+        ) listed""",
+    order=(("number", "number", "number"),),
+)
+
+ROLLOUTS = Listing(
+    select="""
+        SELECT * FROM (
+            SELECT o.id AS number, a.name AS application, s.name AS stable, c.name AS candidate, o.state, o.stage,
+                   o.share, o.started_at, o.ended_at
+            FROM rollout o JOIN application a ON a.id = o.application_id JOIN release s ON s.id = o.stable_release
+            JOIN release c ON c.id = o.candidate_release
+        ) listed""",
+    order=(("number", "number", "number"),),
+)
+
+_INTERACTION: LiteralString = """
+    SELECT i.id, i.at, a.name AS application, r.name AS release, i.rollout, i.stage,
+           (ARRAY['stable', 'candidate'])[i.arm + 1] AS arm,
+           (ARRAY['randomised', 'pinned', 'manual', 'shadow', 'holdback'])[i.kind] AS kind,
+           encode(i.unit, 'hex') AS unit, i.own_unit, i.key, i.conversation, i.user_id AS user, i.operation, i.stream,
+           i.status, i.error, i.release_error, i.aborted, i.refused, i.filtered, i.deployment, i.attempts,
+           i.attempt_errors, i.fallback, i.provider_id, i.provider_model, i.provider_fingerprint, i.finish_reason,
+           i.input_tokens, i.cached_tokens, i.output_tokens, i.cost_usd, i.first_token_ms, i.total_ms, i.overhead_ms,
+           i.queue_ms"""
+_OF_INTERACTION: LiteralString = """
+    FROM interaction i LEFT JOIN application a ON a.id = i.application LEFT JOIN release r ON r.id = i.release"""
+_BY_TIME: Order = (("i.at", "at", "time"), ("i.id", "id", "uuid"))
+
+INTERACTIONS = Listing(select=_INTERACTION + _OF_INTERACTION, order=_BY_TIME)
+
+WHOLE_INTERACTIONS = Listing(
+    select=_INTERACTION + ", i.request, i.answer" + _OF_INTERACTION,
+    order=_BY_TIME,
+)
+
+KEYS = Listing(
+    select="""
+        SELECT id AS number, name, hint, scopes, applications, requests_per_minute, concurrency, monthly_usd,
+               created_at, created_by, expires_at, revoked_at FROM api_key""",
+    order=(("id", "number", "number"),),
+)
+
+AUDIT = Listing(
+    select="SELECT id AS number, at, author, action, subject, reason, detail FROM audit_log",
+    order=(("id", "number", "number"),),
+)
+
+CONFIGURATIONS = Listing(
+    select="SELECT id AS number, applied_at, applied_by, hash FROM configuration",
+    order=(("id", "number", "number"),),
+)
+
+
+_SUMMARY: LiteralString = """
+    SELECT i.release AS number, max(r.name) AS release, count(*) AS interactions,
+           count(DISTINCT i.unit) AS units,
+           count(*) FILTER (WHERE i.release_error) AS errors,
+           avg(i.release_error::int)::float8 AS error_rate,
+           percentile_disc(0.5) WITHIN GROUP (ORDER BY i.total_ms) FILTER (WHERE i.error IS NULL) AS latency_p50_ms,
+           percentile_disc(0.95) WITHIN GROUP (ORDER BY i.total_ms) FILTER (WHERE i.error IS NULL) AS latency_p95_ms,
+           percentile_disc(0.5) WITHIN GROUP (ORDER BY i.first_token_ms) AS first_token_p50_ms,
+           percentile_disc(0.5) WITHIN GROUP (ORDER BY i.overhead_ms) AS overhead_p50_ms,
+           sum(i.input_tokens) AS input_tokens, sum(i.output_tokens) AS output_tokens, sum(i.cost_usd) AS cost_usd
+    FROM interaction i LEFT JOIN release r ON r.id = i.release
+    WHERE i.application = %(application)s AND i.at >= %(since)s AND i.at < %(until)s AND i.kind <> %(shadow)s
+    GROUP BY i.release"""
+
+_FEEDBACK_SUMMARY: LiteralString = """
+    SELECT number, release, metric, source, sum(values)::bigint AS values,
+           sum(total) / nullif(sum(numbers), 0)::float8 AS mean,
+           jsonb_object_agg(label, values) FILTER (WHERE label IS NOT NULL) AS labels
+    FROM (
+        SELECT f.release AS number, r.name AS release, f.metric, f.source, count(*) AS values, sum(f.number) AS total,
+               count(f.number) AS numbers, CASE a.metrics->f.metric->>'kind' WHEN 'label' THEN f.text END AS label
+        FROM feedback f JOIN application a ON a.id = f.application LEFT JOIN release r ON r.id = f.release
+        WHERE f.application = %(application)s AND f.exposed_at >= %(since)s AND f.exposed_at < %(until)s
+          AND f.kind <> %(shadow)s AND f.superseded_at IS NULL
+        GROUP BY 1, 2, 3, 4, label
+    ) counted
+    GROUP BY number, release, metric, source ORDER BY number, metric, source"""
+
+
+def of_application(
+    application: str | None, *, release: str | None = None, active: bool | None = None
+) -> list[Condition]:
+    """Say which releases or rollouts to list; ``active`` is for rollouts."""
+    return [
+        ("application = %s", application),
+        ("name = %s", release),
+        ("(ended_at IS NULL) = %s", active),
+    ]
+
+
+def of_interactions(
+    *,
+    application: str | None = None,
+    release: str | None = None,
+    conversation: str | None = None,
+    error: bool | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> list[Condition]:
+    """Say which interactions to list: those that began at ``since`` or later, and before ``until``."""
+    return [
+        # By number, so that the indexes of the partitions serve.
+        ("i.application = (SELECT id FROM application WHERE name = %s)", application),
+        ("i.release IN (SELECT id FROM release WHERE name = %s)", release),
+        ("i.conversation = %s", conversation),
+        ("(i.error IS NOT NULL) = %s", error),
+        ("i.at >= %s", since),
+        ("i.at < %s", until),
+    ]
+
+
+async def read_interaction(connection: Connection, interaction: uuid.UUID) -> dict[str, Any]:
+    """Read an interaction with its content, where that was recorded; its day's partition comes from its id.
+
+    Raises:
+        NotFoundError: There is none: it is past retention, was never recorded, or is not written yet.
+    """
+    found = None
+    unix_ms = int.from_bytes(interaction.bytes[:6], "big")
+    if interaction.version == 7 and unix_ms < _LAST_MS:
+        began = utc(unix_ms)
+        query = _INTERACTION + ", i.request, i.answer" + _OF_INTERACTION
+        async with connection.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(
+                query + " WHERE i.at >= %s AND i.at < %s AND i.id = %s",
+                (began, began + timedelta(milliseconds=1), interaction),
+            )
+            found = await cursor.fetchone()
+    if found is None:
+        raise NotFoundError(f"no interaction {interaction} is recorded (any more)")
+    return found
+
+
+async def read_one(connection: Connection, listing: Listing, condition: Condition, what: str) -> dict[str, Any]:
+    """Read the one row of a list that a condition names.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(listing.query([condition]), (condition[1],))
+        found = await cursor.fetchone()
+    if found is None:
+        raise NotFoundError(f"there is no {what}")
+    return found
+
+
+async def read_stages(connection: Connection, rollout: int) -> list[dict[str, Any]]:
+    """Read the steps of a rollout, first to last."""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            "SELECT stage, share, since, author, reason FROM rollout_stage WHERE rollout_id = %s ORDER BY stage",
+            (rollout,),
+        )
+        return await cursor.fetchall()
+
+
+async def read_configuration(connection: Connection, number: int) -> dict[str, Any]:
+    """Read an applied configuration with its source.
+
+    Raises:
+        NotFoundError: There is none of that number.
+    """
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            "SELECT id AS number, applied_at, applied_by, hash, source FROM configuration WHERE id = %s", (number,)
+        )
+        found = await cursor.fetchone()
+    if found is None:
+        raise NotFoundError(f"there is no configuration {number}")
+    return found
+
+
+async def summarise(connection: Connection, application: int, since: datetime, until: datetime) -> list[dict[str, Any]]:
+    """Add up what each release of an application did with the interactions that began in a span of time.
+
+    Shadow interactions are left out.
+
+    Args:
+        connection: To read on.
+        application: Its number.
+        since: Start of the span.
+        until: End of the span.
+
+    Returns:
+        Per release that had interactions or feedback, in the order of the releases' numbers; figures without data
+        are None or left out.
+
+    Raises:
+        StorageError: It took too long: ask for a shorter span.
+    """
+    values = {"application": application, "since": since, "until": until, "shadow": Kind.SHADOW}
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute("SELECT set_config('statement_timeout', %s, true)", (f"{_SUMMARY_SECONDS}s",))
+        await cursor.execute(_SUMMARY, values)
+        releases = {row["number"]: row for row in await cursor.fetchall()}
+        await cursor.execute(_FEEDBACK_SUMMARY, values)
+        feedback = await cursor.fetchall()
+    for row in feedback:
+        number, name = row.pop("number"), row.pop("release")
+        release = releases.setdefault(number, {"number": number, "release": name, "interactions": 0})
+        release.setdefault("feedback", []).append(row)
+    return [releases[number] for number in sorted(releases)]
