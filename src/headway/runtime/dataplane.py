@@ -16,7 +16,7 @@ from headway.config.settings import Settings, load_settings
 from headway.errors import StorageError
 from headway.feedback.intake import FeedbackIntake
 from headway.feedback.keeping import Keeper
-from headway.feedback.reporting import ReportDesk
+from headway.feedback.reporting import ReportDesk, ReportIntake
 from headway.gateway.calls import Caller
 from headway.gateway.conversations import Conversations
 from headway.gateway.deployments import Deployments
@@ -80,7 +80,8 @@ class DataPlaneService:
         tasks.run("links", lambda: links.replay_forever(conversations.replay))
         routes = FeedbackRoutes(
             FeedbackIntake(database, keeper, clock),
-            ReportDesk(database, keeper, clock),
+            ReportIntake(keeper, clock),
+            ReportDesk(database, clock),
             lambda: gateway.snapshot,
             clock,
             settings.origins,
