@@ -28,7 +28,7 @@ from benchmarks.processes import ProcessError
 from benchmarks.profiling import profile
 from benchmarks.sizes import DEFAULT, FULL, QUICK
 from benchmarks.streaming import measure_streaming
-from benchmarks.targets import External, start_envoy, start_reference, use_external
+from benchmarks.targets import External, start_envoy, start_headway, start_reference, use_external
 
 AREAS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "cost": measure_cost,
@@ -36,7 +36,7 @@ AREAS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "streaming": measure_streaming,
     "memory": measure_memory,
 }
-STARTERS: Mapping[str, Starter] = {"envoy": start_envoy, "reference": start_reference}
+STARTERS: Mapping[str, Starter] = {"envoy": start_envoy, "reference": start_reference, "headway": start_headway}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +14,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.exchange import Endpoint
+from benchmarks.database import start_database
+from benchmarks.exchange import MODEL, Endpoint
 from benchmarks.machine import Cores, MissingToolError, pin
-from benchmarks.processes import Tree, choose_port, is_listening, start
+from benchmarks.processes import ProcessError, Tree, choose_port, is_listening, start
 
 
 class Recorder(Protocol):
     """Where a target records its interactions."""
 
-    tree: Tree
+    @property
+    def tree(self) -> Tree:
+        """Its processes."""
+        ...
 
     def count(self) -> int:
         """Count the interactions recorded so far."""
@@ -86,6 +93,80 @@ def start_reference(site: Site) -> Iterator[Target]:
     with start(pin(site.cores.measured, command), log, environment=environment, folder=root) as process:
         process.wait_until(lambda: is_listening(port), 20, "the reference proxy")
         yield Target("reference", Endpoint(port), process.tree)
+
+
+@contextmanager
+def start_headway(site: Site) -> Iterator[Target]:
+    """Start Headway as a user would: apply a configuration, make a key, share traffic between two releases, run."""
+    port, admin_port = choose_port(), choose_port()
+    site.folder.mkdir(parents=True, exist_ok=True)
+    with start_database(site.folder / "database") as database:
+        environment = {
+            "HEADWAY_HOME": str(site.folder / "home"),
+            "HEADWAY_PORT": str(port),
+            "HEADWAY_ADMIN_PORT": str(admin_port),
+            "HEADWAY_WORKERS": "1",
+            "HEADWAY_DATABASE_URL": database.url,
+            "BENCHMARK_KEY": "none",
+        }
+        for release, temperature in (("first", 0.2), ("second", 0.3)):
+            text = _HEADWAY_YAML.format(port=site.upstream_port, release=release, temperature=temperature)
+            (site.folder / "headway.yaml").write_text(text)
+            _run_headway(site.folder, environment, "apply", "--yes")
+        _run_headway(site.folder, environment, "share", MODEL, "second", "50%")
+        key = _run_headway(site.folder, environment, "keys", "create", "benchmark", "--scope", "invoke")
+        command = pin(site.cores.measured, [_find_headway(), "run"])
+        log = site.folder / "headway.log"
+        with start(command, log, environment=environment, folder=site.folder) as process:
+            process.wait_until(lambda: _is_ready(port) and _is_ready(admin_port), 60, "Headway")
+            endpoint = Endpoint(port, headers={"authorization": f"Bearer {key}"})
+            yield Target("headway", endpoint, process.tree, database, rewrites_ids=True)
+
+
+_HEADWAY_YAML = """
+deployments:
+  provider:
+    provider: openai
+    base_url: http://127.0.0.1:{port}/v1
+    model: bench-model
+    api_key: env:BENCHMARK_KEY
+    usd_per_million_tokens: {{input: 0.15, output: 0.60}}
+applications:
+  support:
+    release: {{name: {release}, deployment: provider, parameters: {{temperature: {temperature}}}}}
+"""
+
+
+def _find_headway() -> str:
+    return str(Path(sys.executable).with_name("headway"))
+
+
+def _run_headway(folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    """Run one command of Headway's; give what it prints."""
+    done = subprocess.run(
+        [_find_headway(), *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ProcessError(f"headway {' '.join(arguments)} ended with code {done.returncode}:\n{done.stderr}")
+    return done.stdout.strip()
+
+
+def _is_ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 @contextmanager
