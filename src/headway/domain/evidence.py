@@ -7,6 +7,7 @@ add up to the same in whatever order batches come; only who had a first event de
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import mul
 from typing import NamedTuple
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from headway.domain.interaction import Interaction
 from headway.domain.metric import EVENT_METRICS, LATENCY, VALUE_METRICS, ValueMetric
 from headway.ids import Kind
-from headway.stats.histogram import log_histogram_bin
+from headway.stats.histogram import log_histogram_bins
 
 BUCKETS = 256
 """Hash buckets of units, for variances that respect repeated use (statistics, F6)."""
@@ -25,7 +26,8 @@ FAILED_BIN = 32_767
 
 _HOUR_MS = 3_600_000
 _LARGEST = 1e15  # a value above is a provider's nonsense, and left out
-_EVIDENCE_KINDS = frozenset((Kind.RANDOMISED, Kind.MANUAL))
+_EVIDENCE_KINDS = frozenset((Kind.RANDOMISED, Kind.MANUAL))  # booking rule 1
+_LATENCY = VALUE_METRICS.index(LATENCY)
 
 
 class ExposureKey(NamedTuple):
@@ -41,20 +43,32 @@ UnitKey = tuple[int, bytes]
 """Rollout and hashed unit."""
 
 
-class UnitState(msgspec.Struct, frozen=True):
+class UnitState(msgspec.Struct):
     """What is remembered of a unit while its rollout runs.
 
     Attributes:
         arm, stage, first_unix_ms: Of its first exposure.
         events: Which events it has had under either arm: bit i is ``EVENT_METRICS[i]``.
-        latency_bins: Highest log-histogram bin of its latency under stable and under candidate.
+        stable_bin, candidate_bin: Highest log-histogram bin of its latency under each arm.
     """
 
     arm: int
     stage: int
     first_unix_ms: int
     events: int = 0
-    latency_bins: tuple[int, int] = (NO_BIN, NO_BIN)
+    stable_bin: int = NO_BIN
+    candidate_bin: int = NO_BIN
+
+    def add(self, later: UnitState) -> UnitState:
+        """Give the state after a later batch."""
+        return UnitState(
+            self.arm,
+            self.stage,
+            self.first_unix_ms,
+            self.events | later.events,
+            max(self.stable_bin, later.stable_bin),
+            max(self.candidate_bin, later.candidate_bin),
+        )
 
 
 class EventCounts(msgspec.Struct, array_like=True):
@@ -109,59 +123,113 @@ class Counts(msgspec.Struct):
     values: dict[str, ValueCounts] = {}
 
 
-def is_evidence(interaction: Interaction) -> bool:
-    """Say whether an interaction counts in its rollout: only assigned ones do (booking rule 1)."""
-    return interaction.rollout > 0 and interaction.kind in _EVIDENCE_KINDS
-
-
 def bucket(unit: bytes) -> int:
     """Put a hashed unit in its bucket, 0 to 255."""
     return unit[-1]
 
 
-def first_states(interactions: Iterable[Interaction]) -> dict[UnitKey, UnitState]:
-    """Say in which state each unit of a batch would be if the rollout had not met it before.
+class Exposures:
+    """The interactions of a batch that are evidence, in their order, each metric read once."""
 
-    An interaction that is its own unit comes once and needs no state.
-    """
-    return _advance([each for each in interactions if is_evidence(each)], {})
+    def __init__(self, interactions: Iterable[Interaction]) -> None:
+        counted = [each for each in interactions if each.rollout > 0 and each.kind in _EVIDENCE_KINDS]
+        self._interactions = counted
+        self._events = _events(counted)
+        self._values = [_read_values(metric, counted) for metric in VALUE_METRICS]
+
+    def states(self) -> dict[UnitKey, UnitState]:
+        """Say what the batch adds to the states of its units (``UnitState.add``).
+
+        Of a unit that the rollout meets for the first time, that is the state itself. An interaction that is its own
+        unit comes once and needs no state.
+        """
+        states: dict[UnitKey, UnitState] = {}
+        _, latency_bins = self._values[_LATENCY]
+        for each, happened, reached in zip(self._interactions, self._events, latency_bins, strict=True):
+            if each.own_unit:
+                continue
+            unit = (each.rollout, each.unit)
+            state = states.get(unit)
+            if state is None:
+                state = states[unit] = UnitState(each.arm, each.stage, each.unix_ms)
+            if happened:
+                state.events |= happened
+            slowest = FAILED_BIN if each.release_error else reached
+            if each.arm:
+                state.candidate_bin = max(state.candidate_bin, slowest)
+            else:
+                state.stable_bin = max(state.stable_bin, slowest)
+        return states
+
+    def counts(self, known: Mapping[UnitKey, int]) -> dict[ExposureKey, Counts]:
+        """Count the batch by exposure key.
+
+        Args:
+            known: Events (bits) so far of those units that the rollout has met before; all others are new to it.
+        """
+        groups: dict[tuple[int, int, int, int], list[int]] = {}
+        for index, each in enumerate(self._interactions):
+            key = (each.rollout, each.stage, int.from_bytes(each.id[:6], "big") // _HOUR_MS, each.arm)
+            group = groups.get(key)
+            if group is None:
+                groups[key] = [index]
+            else:
+                group.append(index)
+        had, is_new = self._histories(known)
+        return {ExposureKey(*key): self._count(group, had, is_new) for key, group in groups.items()}
+
+    def _count(self, group: Sequence[int], had: Sequence[int], is_new: Sequence[bool]) -> Counts:
+        cells = [self._interactions[index].unit[-1] for index in group]
+        return Counts(
+            interactions=len(group),
+            units=sum([is_new[index] for index in group]),
+            buckets=_tally(cells),
+            events=_count_events([self._events[index] for index in group], [had[index] for index in group], cells),
+            values={
+                metric.name: _count_values(exact, bins, group, cells)
+                for metric, (exact, bins) in zip(VALUE_METRICS, self._values, strict=True)
+            },
+        )
+
+    def _histories(self, known: Mapping[UnitKey, int]) -> tuple[list[int], list[bool]]:
+        """Give, for each interaction, the events that its unit had had before, and whether its unit is new."""
+        had: list[int] = []
+        is_new: list[bool] = []
+        met: dict[UnitKey, int] = {}
+        for each, happened in zip(self._interactions, self._events, strict=True):
+            if each.own_unit:
+                had.append(0)
+                is_new.append(True)
+                continue
+            unit = (each.rollout, each.unit)
+            before = met.get(unit)
+            if before is not None:
+                is_new.append(False)
+            else:
+                before = known.get(unit)
+                is_new.append(before is None)
+                before = before or 0
+            had.append(before)
+            met[unit] = before | happened
+        return had, is_new
 
 
 def fold(
     interactions: Iterable[Interaction], states: Mapping[UnitKey, UnitState]
 ) -> tuple[dict[ExposureKey, Counts], dict[UnitKey, UnitState]]:
-    """Count a batch, in its order.
+    """Count a batch, in its order: what storage does with the rows of ``unit_state``, without the database.
 
     Args:
         interactions: The batch; what is no evidence is passed over.
-        states: States of those of its units that the rollout has met before; all others are new to it.
+        states: States of those of its units that the rollout has met before.
 
     Returns:
-        Counts by exposure key, and the states that are new or have changed.
+        Counts by exposure key, and the states of the batch's units after it.
     """
-    counted = [each for each in interactions if is_evidence(each)]
-    groups: dict[ExposureKey, list[int]] = {}
-    for index, each in enumerate(counted):
-        key = ExposureKey(each.rollout, each.stage, int.from_bytes(each.id[:6], "big") // _HOUR_MS, each.arm)
-        group = groups.get(key)
-        if group is None:
-            groups[key] = [index]
-        else:
-            group.append(index)
-    events = _events(counted)
-    had, is_new = _histories(counted, events, states)
-    counts = {}
-    for key, group in groups.items():
-        members = [counted[index] for index in group]
-        cells = [each.unit[-1] for each in members]
-        counts[key] = Counts(
-            interactions=len(members),
-            units=sum([is_new[index] for index in group]),
-            buckets=_tally(cells),
-            events=_count_events([events[index] for index in group], [had[index] for index in group], cells),
-            values={metric.name: _count_values(metric, members, cells) for metric in VALUE_METRICS},
-        )
-    return counts, _advance(counted, states)
+    exposures = Exposures(interactions)
+    added = exposures.states()
+    counts = exposures.counts({unit: states[unit].events for unit in added.keys() & states.keys()})
+    return counts, {unit: states[unit].add(state) if unit in states else state for unit, state in added.items()}
 
 
 def merge(one: Counts, other: Counts) -> Counts:
@@ -193,29 +261,19 @@ def _events(interactions: Sequence[Interaction]) -> list[int]:
     return bits
 
 
-def _histories(
-    interactions: Sequence[Interaction], events: Sequence[int], states: Mapping[UnitKey, UnitState]
-) -> tuple[list[int], list[bool]]:
-    """Give, for each interaction, the events that its unit had had before, and whether its unit is new."""
-    had: list[int] = []
-    is_new: list[bool] = []
-    met: dict[UnitKey, int] = {}
-    for each, happened in zip(interactions, events, strict=True):
-        if each.own_unit:
-            had.append(0)
-            is_new.append(True)
-            continue
-        unit = (each.rollout, each.unit)
-        before = met.get(unit)
-        new = False
-        if before is None:
-            state = states.get(unit)
-            new = state is None
-            before = 0 if state is None else state.events
-        had.append(before)
-        is_new.append(new)
-        met[unit] = before | happened
-    return had, is_new
+def _read_values(metric: ValueMetric, interactions: Sequence[Interaction]) -> tuple[list[int], list[int]]:
+    """Read a metric: values in its small unit, -1 where there is none, and their bins, if it has a histogram."""
+    values = [
+        -1.0 if value is None or not 0.0 <= value <= _LARGEST else value for value in map(metric.value, interactions)
+    ]
+    scale = metric.per_unit
+    exact = [int(value * scale + 0.5) if value >= 0.0 else -1 for value in values]
+    if not metric.histogram:
+        return exact, []
+    bins = log_histogram_bins(values)
+    if -1 in exact:
+        bins = [NO_BIN if value < 0 else edge for value, edge in zip(exact, bins, strict=True)]
+    return exact, bins
 
 
 def _count_events(events: Sequence[int], had: Sequence[int], cells: Sequence[int]) -> dict[str, EventCounts]:
@@ -235,55 +293,17 @@ def _count_events(events: Sequence[int], had: Sequence[int], cells: Sequence[int
     return counts
 
 
-def _count_values(metric: ValueMetric, interactions: Sequence[Interaction], cells: Sequence[int]) -> ValueCounts:
-    scale = metric.per_unit
-    count = total = squares = 0
+def _count_values(exact: list[int], bins: list[int], group: Sequence[int], cells: Sequence[int]) -> ValueCounts:
+    values = [exact[index] for index in group]
     buckets: dict[int, tuple[int, int]] = {}
-    histogram: dict[int, int] = {}
-    for value, cell in zip(map(metric.value, interactions), cells, strict=True):
-        if value is None or not 0.0 <= value <= _LARGEST:
-            continue
-        exact = int(value * scale + 0.5)
-        count += 1
-        total += exact
-        squares += exact * exact
-        known = buckets.get(cell)
-        buckets[cell] = (1, exact) if known is None else (known[0] + 1, known[1] + exact)
-        if metric.histogram:
-            edge = log_histogram_bin(value)
-            histogram[edge] = histogram.get(edge, 0) + 1
-    return ValueCounts(count, total, squares, buckets, histogram)
-
-
-def _advance(interactions: Sequence[Interaction], states: Mapping[UnitKey, UnitState]) -> dict[UnitKey, UnitState]:
-    """Give the states that are new or have changed after a batch."""
-    after: dict[UnitKey, UnitState] = {}
-    for each, happened in zip(interactions, _events(interactions), strict=True):
-        if each.own_unit:
-            continue
-        unit = (each.rollout, each.unit)
-        state = after.get(unit) or states.get(unit)
-        if state is None:
-            state = after[unit] = UnitState(each.arm, each.stage, each.unix_ms)
-        slowest = state.latency_bins[each.arm]
-        reached = _latency_bin(each)
-        if happened & ~state.events or reached > slowest:
-            stable, candidate = state.latency_bins
-            if each.arm:
-                candidate = max(candidate, reached)
-            else:
-                stable = max(stable, reached)
-            after[unit] = UnitState(
-                state.arm, state.stage, state.first_unix_ms, state.events | happened, (stable, candidate)
-            )
-    return after
-
-
-def _latency_bin(interaction: Interaction) -> int:
-    if interaction.release_error:
-        return FAILED_BIN
-    latency_ms = LATENCY.value(interaction)
-    return NO_BIN if latency_ms is None else log_histogram_bin(latency_ms)
+    for value, cell in zip(values, cells, strict=True):
+        if value >= 0:
+            known = buckets.get(cell)
+            buckets[cell] = (1, value) if known is None else (known[0] + 1, known[1] + value)
+    histogram = _tally([bins[index] for index in group]) if bins else {}
+    histogram.pop(NO_BIN, None)
+    values = [value for value in values if value >= 0]
+    return ValueCounts(len(values), sum(values), sum(map(mul, values, values)), buckets, histogram)
 
 
 def _tally(cells: Iterable[int]) -> dict[int, int]:

@@ -139,33 +139,3 @@ VALUE_METRICS: tuple[ValueMetric, ...] = (
     LATENCY,
     ValueMetric("first_token", attrgetter("first_token_ms"), per_unit=1_000, histogram=True),
 )
-
-# What a provider calls a 4xx that the release's model, prompt or parameters brought about.
-_RELEASE_FAULTS = frozenset(
-    (
-        "context_length_exceeded",
-        "string_above_max_length",
-        "unsupported_parameter",
-        "unsupported_value",
-        "unknown_parameter",
-        "invalid_prompt",
-        "DeploymentNotFound",
-    )
-)
-# Wrong credentials, no such model, the deployment's rate limit: the release cannot answer, whoever asks.
-_DEPLOYMENT_FAULTS = frozenset((401, 403, 404, 408, 429))
-
-
-def is_release_error(provider_status: int | None, code: str | None) -> bool:
-    """Say whether a failure after assignment counts against the release (statistics, booking rule 7).
-
-    Counted: no answer, a timeout, a cut stream, 5xx, and what in 4xx the release itself brought about. Not counted:
-    other 4xx (the client's own mistake). Never ask for a client that went away: that is ``abort_rate``, no error.
-
-    Args:
-        provider_status: HTTP status of the provider's last answer; None when there was none, or it broke off.
-        code: The provider's error code, if it gave one.
-    """
-    if provider_status is None or provider_status >= 500:
-        return True
-    return provider_status in _DEPLOYMENT_FAULTS or (provider_status >= 400 and code in _RELEASE_FAULTS)

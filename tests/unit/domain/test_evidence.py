@@ -15,15 +15,15 @@ from headway.domain.evidence import (
     Counts,
     EventCounts,
     ExposureKey,
+    Exposures,
     UnitKey,
     UnitState,
     bucket,
-    first_states,
     fold,
     merge,
 )
 from headway.domain.interaction import Interaction
-from headway.domain.metric import EVENT_METRICS, VALUE_METRICS, is_release_error
+from headway.domain.metric import EVENT_METRICS, VALUE_METRICS
 from headway.ids import Arm, Kind
 from headway.stats import log_histogram_bin
 from tests.interactions import START_MS, make_interaction
@@ -97,7 +97,7 @@ def test_one_interaction_is_counted_under_its_exposure_key() -> None:
     assert (cost.count, cost.total, cost.squares, cost.buckets) == (1, 250_000, 250_000**2, {cell: (1, 250_000)})
     assert (latency.total, latency.histogram) == (480_250, {log_histogram_bin(480.25): 1})
     assert states == {
-        (1, one.unit): UnitState(Arm.STABLE, 1, START_MS, 0, (log_histogram_bin(480.25), NO_BIN)),
+        (1, one.unit): UnitState(Arm.STABLE, 1, START_MS, 0, log_histogram_bin(480.25), NO_BIN),
     }
     assert set(found.events) == {metric.name for metric in EVENT_METRICS}
     assert set(found.values) == {metric.name for metric in VALUE_METRICS}
@@ -145,25 +145,25 @@ def test_an_event_under_one_arm_ends_the_risk_under_the_other() -> None:
 
 def test_a_known_unit_is_neither_new_nor_at_risk_again() -> None:
     one = make_interaction(release_error=True)
-    known = UnitState(Arm.STABLE, 1, START_MS - 5, ERROR, (FAILED_BIN, NO_BIN))
-    counts, changed = fold([one], {(1, one.unit): known})
+    known = UnitState(Arm.STABLE, 1, START_MS - 5, ERROR, FAILED_BIN, NO_BIN)
+    counts, states = fold([one], {(1, one.unit): known})
     assert counts[key()].units == 0
     assert counts[key()].events["error_rate"].at_risk == 0
-    assert changed == {}
+    assert states == {(1, one.unit): known}
 
 
 def test_a_request_that_is_its_own_unit_needs_no_state() -> None:
     batch = [make_interaction(unit=str(n), own_unit=True, release_error=True) for n in range(3)]
     counts, changed = fold(batch, {})
-    assert (counts[key()].units, changed, first_states(batch)) == (3, {}, {})
+    assert (counts[key()].units, changed) == (3, {})
     assert counts[key()].events["error_rate"].first == 3
 
 
 def test_a_failed_request_is_slow_and_an_abort_is_not() -> None:
     failed, aborted = make_interaction(unit="a", release_error=True), make_interaction(unit="b", aborted=True)
     counts, states = fold([failed, aborted], {})
-    assert states[1, failed.unit].latency_bins == (FAILED_BIN, NO_BIN)
-    assert states[1, aborted.unit].latency_bins == (NO_BIN, NO_BIN)
+    assert states[1, failed.unit].stable_bin == FAILED_BIN
+    assert states[1, aborted.unit].stable_bin == NO_BIN
     assert counts[key()].events["abort_rate"].count == counts[key()].events["error_rate"].count == 1
 
 
@@ -186,7 +186,8 @@ def test_the_highest_latency_is_kept_per_arm() -> None:
         make_interaction(total_ms=50.0, arm=Arm.CANDIDATE),
     ]
     _, states = fold(batch, {})
-    assert states[1, batch[0].unit].latency_bins == (log_histogram_bin(900.0), log_histogram_bin(50.0))
+    state = states[1, batch[0].unit]
+    assert (state.stable_bin, state.candidate_bin) == (log_histogram_bin(900.0), log_histogram_bin(50.0))
 
 
 # --- in any order ---
@@ -204,8 +205,7 @@ def test_merge_is_commutative_and_associative(parts: tuple[list[Interaction], ..
 def test_how_interactions_are_batched_does_not_show(batch: list[Interaction], size: int) -> None:
     whole = fold_in_turn([batch])
     assert fold_in_turn([batch[start : start + size] for start in range(0, len(batch), size)]) == whole
-    states = dict(first_states(batch))
-    assert states == whole[1]
+    assert Exposures(batch).states() == whole[1]
 
 
 @given(batches, st.randoms(use_true_random=False))
@@ -218,7 +218,9 @@ def test_order_moves_first_events_but_never_their_number(batch: list[Interaction
         same = other_counts[exposure]
         assert (one.interactions, one.buckets, one.values) == (same.interactions, same.buckets, same.values)
     for unit, state in one_states.items():
-        assert (state.events, state.latency_bins) == (other_states[unit].events, other_states[unit].latency_bins)
+        same_state = other_states[unit]
+        assert (state.events, state.stable_bin) == (same_state.events, same_state.stable_bin)
+        assert state.candidate_bin == same_state.candidate_bin
     one, same = summed(one_counts), summed(other_counts)
     assert one.units == same.units
     for metric in EVENT_METRICS:
@@ -231,25 +233,3 @@ def test_order_moves_first_events_but_never_their_number(batch: list[Interaction
 def test_counts_survive_json(batch: list[Interaction]) -> None:
     counts = summed(fold(batch, {})[0])
     assert msgspec.json.decode(msgspec.json.encode(counts), type=Counts) == counts
-
-
-# --- booking rule 7 ---
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "counts"),
-    [
-        (None, None, True),
-        (500, None, True),
-        (529, "overloaded", True),
-        (429, "rate_limit_exceeded", True),
-        (401, "invalid_api_key", True),
-        (400, "context_length_exceeded", True),
-        (400, "unsupported_parameter", True),
-        (400, "invalid_image", False),
-        (422, None, False),
-        (200, None, False),
-    ],
-)
-def test_what_counts_against_a_release(status: int | None, code: str | None, counts: bool) -> None:
-    assert is_release_error(status, code) is counts
