@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
+_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 _SHARE = re.compile(r"(\d{1,4}(?:\.\d{1,9})?)\s*(%?)", re.ASCII)
 
@@ -60,8 +60,8 @@ def parse_share(text: str) -> float:
             raise ValueError(f"a share is at most 100%, not {text.strip()}")
         return float(number / 100)
     if number >= 1:
-        meant = f"{number.normalize():f}%"
-        raise ValueError(f"{text.strip()} is not clear: write {meant if number <= 100 else '100%'} or 100%")
+        meant = f"{number.normalize():f}% or 100%" if number < 100 else "100%"
+        raise ValueError(f"{text.strip()} is not clear: write {meant}")
     return float(number)
 
 

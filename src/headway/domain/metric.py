@@ -77,7 +77,7 @@ def _misfit(name: str, expected: str, value: Any) -> FeedbackValueError:
 
 BUILT_IN_FEEDBACK: dict[str, FeedbackMetric] = {
     "thumbs_up": FeedbackMetric(kind="binary"),
-    "stars": FeedbackMetric(kind="bounded", minimum=1, maximum=5),
+    "stars": FeedbackMetric(kind="bounded", minimum=1.0, maximum=5.0),
     "comment": FeedbackMetric(kind="text"),
     "correction": FeedbackMetric(kind="text"),
 }
