@@ -24,7 +24,7 @@ from typing import NamedTuple
 import structlog
 
 from headway.clock import Clock
-from headway.errors import OverloadedError, StorageError
+from headway.errors import HeadwayError, OverloadedError, StorageError
 
 _FRAME = struct.Struct(">IIQI")
 _STAMP = struct.Struct(">QI")
@@ -105,7 +105,7 @@ class Spool:
         self._active = -1
         self._segments: list[_Segment] = []  # oldest first; while a file is open it is the last one's
         self._pending: list[tuple[bytes, int, asyncio.Future[None]]] = []
-        self._writing: asyncio.Future[None] | None = None
+        self._writing: asyncio.Future[list[HeadwayError | None]] | None = None
 
     @property
     def bytes_waiting(self) -> int:
@@ -195,9 +195,10 @@ class Spool:
         # A callback, not an await: whoever is cancelled meanwhile, the others learn what became of their records.
         self._writing.add_done_callback(lambda written: self._written(written, [done for _, _, done in records]))
 
-    def _written(self, written: asyncio.Future[None], waiting: Sequence[asyncio.Future[None]]) -> None:
-        error = written.exception()
-        for done in waiting:
+    def _written(
+        self, written: asyncio.Future[list[HeadwayError | None]], waiting: Sequence[asyncio.Future[None]]
+    ) -> None:
+        for done, error in zip(waiting, written.result(), strict=True):
             if done.done():
                 continue
             if error is None:
@@ -208,16 +209,28 @@ class Spool:
         if self._pending:
             self._write_pending()
 
-    def _write(self, records: Sequence[tuple[bytes, int]]) -> None:
+    def _write(self, records: Sequence[tuple[bytes, int]]) -> list[HeadwayError | None]:
+        """Write records; says for each why it is not on disk, if it is not."""
         unix_ms = self._clock.unix_ms()
+        errors: list[HeadwayError | None] = []
         with self._guard:
-            try:
-                for record, weight in records:
+            for record, weight in records:
+                try:
                     self._write_frame(record, unix_ms, weight)
+                    errors.append(None)
+                except OverloadedError as error:
+                    errors.append(error)
+                except OSError as error:
+                    errors.append(self._unwritable(error))
+            try:
                 if self._active >= 0:
                     os.fsync(self._active)
             except OSError as error:
-                raise StorageError(f"the spool under {self._folder} cannot be written: {error}") from error
+                return [self._unwritable(error)] * len(records)
+        return errors
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        return StorageError(f"the spool under {self._folder} cannot be written: {error}")
 
     def _write_frame(self, record: bytes, unix_ms: int, weight: int) -> None:
         stamp = _STAMP.pack(unix_ms, weight)
@@ -239,7 +252,7 @@ class Spool:
         while self._segments and self._expired(self._segments[0].newest_ms):
             self._drop_segment("too_old")
         while sum(segment.bytes for segment in self._segments) + size > self._max_bytes:
-            if not self._segments or not self._drop_oldest:
+            if size > self._max_bytes or not self._drop_oldest:
                 raise OverloadedError(f"the spool under {self._folder} is full", retry_after_seconds=30)
             self._drop_segment("full")
 
