@@ -150,6 +150,13 @@ class Scoreboard:
         """Set a column of this worker."""
         self._cells[self._base + column] = value
 
+    def expect(self, sequence: int, interactions: int) -> None:
+        """Note which batch is about to be written; it is booked as soon as RECORDED grows."""
+        self.put(Column.PENDING, 0)
+        self.put(Column.PENDING_SINCE, self._cells[self._base + Column.RECORDED])
+        self.put(Column.SEQUENCE, sequence)
+        self.put(Column.PENDING, interactions)
+
     # --- quotas ---
 
     def begin(self, key: int, unix_ms: int) -> None:
