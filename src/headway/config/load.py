@@ -22,11 +22,13 @@ from headway.config.spec import (
     Specification,
     wait_for_engine,
 )
-from headway.domain.metric import BUILT_IN_FEEDBACK, FeedbackMetric
+from headway.domain.metric import BUILT_IN_FEEDBACK, EVENT_METRICS, VALUE_METRICS, FeedbackMetric
 from headway.domain.release import Bundle, Deployment, Endpoint, Operation, Prices
 from headway.errors import ConfigurationError
 
 _SENSITIVE_HEADER = re.compile(r"authori[sz]ation|cookie|key|token|secret|password|credential|signature", re.IGNORECASE)
+
+_MEASURED = frozenset(metric.name for metric in (*EVENT_METRICS, *VALUE_METRICS))
 
 Tree = Mapping[str, Any]  # as the schema read it: defaults filled in, INVALID where a problem was noted
 
@@ -137,6 +139,8 @@ def _check_headers(headers: Any, place: Place, document: Document) -> None:
 def _check_metrics(tree: Tree, document: Document) -> None:
     for name, metric in _entries(tree, "metrics"):
         place = ("metrics", name)
+        if name in _MEASURED:
+            document.complain(place, f"Headway measures {name} itself; give yours another name")
         kind = metric["kind"]
         if kind is INVALID:
             continue
