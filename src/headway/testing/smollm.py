@@ -64,12 +64,13 @@ def locate_model() -> Path:
 
 
 @contextlib.contextmanager
-def serve_smollm(*, threads: int = 2, start_seconds: float = 60.0) -> Iterator[str]:
-    """Serve the model in a process of its own, on a free loopback port, while the block runs.
+def serve_smollm(*, port: int = 0, threads: int = 2, start_seconds: float = 60.0) -> Iterator[str]:
+    """Serve the model in a process of its own, on a loopback port, while the block runs.
 
     The server also ends when this process does, however it ends.
 
     Args:
+        port: Port to listen on; 0 takes a free one.
         threads: Processor cores it may keep busy.
         start_seconds: Longest wait for it to be ready; usual is half a second.
 
@@ -80,7 +81,8 @@ def serve_smollm(*, threads: int = 2, start_seconds: float = 60.0) -> Iterator[s
         ConfigurationError: The demo's packages are not installed, or the server did not start.
     """
     locate_model()
-    command = [sys.executable, "-m", "headway.testing.smollm", "--threads", str(threads), "--until-input-ends"]
+    command = [sys.executable, "-m", "headway.testing.smollm", "--with-stdin"]
+    command += ["--port", str(port), "--threads", str(threads)]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
             command,
@@ -130,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--port", type=int, default=0, help="loopback port; 0 takes a free one (default)")
     parser.add_argument("--threads", type=int, default=2, help="processor cores to keep busy (default 2)")
-    parser.add_argument("--until-input-ends", action="store_true", help="end when standard input does")
+    parser.add_argument("--with-stdin", action="store_true", help="end when standard input ends")
     options = parser.parse_args(arguments)
     try:
         path = locate_model()
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     address, server = _start(path, options.port, options.threads)
     sys.stdout.write(f"{_READY}{address}\n")
     sys.stdout.flush()
-    if options.until_input_ends:
+    if options.with_stdin:
         # Whoever started this holds the other end: it closes when they end, even by kill -9.
         while os.read(sys.stdin.fileno(), 4096):
             pass
