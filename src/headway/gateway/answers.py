@@ -14,17 +14,17 @@ class JunkError(Exception):
 class Details(msgspec.Struct, frozen=True):
     """The part of usage that says how much of the input was cached."""
 
-    cached_tokens: int | None = None
+    cached_tokens: float | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Usage in the names of either API."""
+    """Usage in the names of either API; some servers write counts as 12.0."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: float | None = None
+    completion_tokens: float | None = None
     prompt_tokens_details: Details | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
     input_tokens_details: Details | None = None
 
 
@@ -65,8 +65,10 @@ class Body(msgspec.Struct, frozen=True):
     incomplete_details: _Incomplete | None = None
     output: list[_Item] | None = None
     previous_response_id: str | None = None
+    data: msgspec.Raw | None = None
 
 
+_MOST_TOKENS = 2**31 - 1
 _decode_body = msgspec.json.Decoder(Body).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -90,7 +92,10 @@ def check_answer(operation: Operation, raw: bytes) -> Body:
         JunkError: It is not.
     """
     body = decode_body(raw)
-    if operation != "embeddings" and body.choices is None and body.output is None:
+    if operation == "embeddings":
+        if body.data is None:
+            raise JunkError("the provider's answer has no data")
+    elif body.choices is None and body.output is None:
         raise JunkError("the provider's answer has neither choices nor output")
     return body
 
@@ -98,19 +103,24 @@ def check_answer(operation: Operation, raw: bytes) -> Body:
 def note_usage(interaction: Interaction, usage: Usage) -> None:
     """Record usage; a count that the provider leaves out stays unknown."""
     if usage.prompt_tokens is not None or usage.completion_tokens is not None:
-        interaction.input_tokens, interaction.output_tokens = usage.prompt_tokens, usage.completion_tokens or 0
-        details = usage.prompt_tokens_details
+        given, made, details = usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens_details
     elif usage.input_tokens is not None:
-        interaction.input_tokens, interaction.output_tokens = usage.input_tokens, usage.output_tokens or 0
-        details = usage.input_tokens_details
+        given, made, details = usage.input_tokens, usage.output_tokens, usage.input_tokens_details
     else:
         return
-    interaction.cached_tokens = details.cached_tokens if details is not None else None
+    interaction.input_tokens = _count(given)
+    interaction.output_tokens = _count(made or 0)
+    interaction.cached_tokens = _count(details.cached_tokens) if details is not None else None
 
 
-def note_finish(interaction: Interaction, reason: str) -> None:
-    """Record why the model stopped."""
-    if interaction.finish_reason is None:
+def _count(tokens: float | None) -> int | None:
+    """A number of tokens as it can be recorded; None where it makes no sense."""
+    return int(tokens) if tokens is not None and 0 <= tokens <= _MOST_TOKENS else None
+
+
+def note_finish(interaction: Interaction, reason: str, *, first: bool = True) -> None:
+    """Record why the model stopped; ``first`` says whether it is about the first choice."""
+    if first and interaction.finish_reason is None:
         interaction.finish_reason = reason
     if reason == "content_filter":
         interaction.filtered = True
@@ -131,6 +141,8 @@ def note_body(interaction: Interaction, body: Body) -> None:
     if body.status is not None:
         reason = body.incomplete_details.reason if body.incomplete_details is not None else None
         note_finish(interaction, reason or body.status)
+        if body.status == "failed":
+            interaction.error, interaction.release_error = "provider_error", True
     for item in body.output or ():
         if any(part.type == "refusal" for part in item.content or ()):
             interaction.refused = True
@@ -151,18 +163,36 @@ def rewrite_answer(
     note_body(interaction, body)
     if interaction.operation == "embeddings":
         return raw
-    token = b'"' + body.id.encode() + b'"' if body.id else b""
-    if token and token in raw:
-        # The id stands in quotes; inside a text its quotes would be escaped.
-        raw = raw.replace(token, b'"' + answer_id + b'"')
-    else:
-        fields = {"id": None, **_decode_fields(raw)}
+    tokens = spell(raw, "id", body.id, answer_id) if body.id else []
+    if not tokens:
+        fields = {"id": msgspec.Raw(), **_decode_fields(raw)}
         fields["id"] = msgspec.Raw(b'"' + answer_id + b'"')
         raw = msgspec.json.encode(fields)
-    return _restore_previous(raw, body.previous_response_id, previous)
+    if body.previous_response_id and previous is not None:
+        tokens += spell(raw, "previous_response_id", body.previous_response_id, previous)
+    for old, new in tokens:
+        raw = raw.replace(old, new)
+    return raw
 
 
-def _restore_previous(raw: bytes, theirs: str | None, ours: bytes | None) -> bytes:
-    if not theirs or ours is None:
-        return raw
-    return raw.replace(b'"' + theirs.encode() + b'"', b'"' + ours + b'"')
+def spell(raw: bytes, name: str, theirs: str, ours: bytes) -> list[tuple[bytes, bytes]]:
+    """Say which bytes to replace by which, so that a field holds our id in the place of the provider's.
+
+    The field's name is part of the bytes wherever the JSON is written in one of the usual ways: the id alone may well
+    be somebody's text. Within a text, quotes are escaped.
+
+    Args:
+        raw: JSON that holds the field.
+        name: The field.
+        theirs: The provider's id.
+        ours: What replaces it.
+
+    Returns:
+        Pairs of old and new bytes; none where the id is not found.
+    """
+    value, new = b'"' + theirs.encode() + b'"', b'"' + ours + b'"'
+    for colon in (b'":', b'": '):
+        field = b'"' + name.encode() + colon
+        if field + value in raw:
+            return [(field + value, field + new)]
+    return [(value, new)] if value in raw else []

@@ -45,8 +45,8 @@ class Gate:
         except BaseException as error:
             if place.done() and not place.cancelled():
                 self.leave()  # The place was given in the very moment that the caller gave up.
-            else:
-                self._waiting.remove(place) if place in self._waiting else None
+            elif place in self._waiting:
+                self._waiting.remove(place)
             if isinstance(error, TimeoutError):
                 message = f"deployment {name!r} is busy: no place within {self._queue_seconds:g} s"
                 raise OverloadedError(message, retry_after_seconds=1) from None

@@ -37,6 +37,7 @@ class SnapshotFeed:
         self._on_change = on_change
         self._number = 0
         self._away = False
+        self._unreadable = False
 
     async def start(self) -> None:
         """Take the newest snapshot: from the database, or, when that is away, from disk.
@@ -46,11 +47,13 @@ class SnapshotFeed:
         """
         try:
             async with self._database.connection() as connection:
-                snapshot = await latest(connection)
+                snapshot = await self._read(connection)
         except StorageError as error:
             snapshot = self._load()
             self._away = True
             _log.warning("database_away", detail=str(error), snapshot=snapshot.number if snapshot else None)
+        else:
+            snapshot = snapshot or (self._load() if self._unreadable else None)
         if snapshot is None:
             raise ConfigurationError("no routing snapshot yet: run `headway apply`, or start with `headway run`")
         self._take(snapshot)
@@ -60,12 +63,12 @@ class SnapshotFeed:
         while True:
             try:
                 async with self._database.connection() as connection:
-                    await connection.set_autocommit(True)
-                    await connection.execute(f"LISTEN {CHANNEL}")
                     try:
+                        await connection.set_autocommit(True)
+                        await connection.execute(f"LISTEN {CHANNEL}")
                         await self._follow(connection)
                     finally:
-                        await self._unlisten(connection)
+                        await connection.close()  # It listens, so it is not one to lend to others.
             except StorageError as error:
                 if not self._away:
                     _log.warning("database_away", detail=str(error), snapshot=self._number)
@@ -74,7 +77,7 @@ class SnapshotFeed:
 
     async def _follow(self, connection: Connection) -> None:
         while True:
-            snapshot = await latest(connection, after=self._number)
+            snapshot = await self._read(connection)
             if self._away:
                 self._away = False
                 _log.info("database_back", snapshot=self._number)
@@ -83,10 +86,18 @@ class SnapshotFeed:
             async for _ in connection.notifies(timeout=_POLL_SECONDS, stop_after=1):
                 pass
 
-    async def _unlisten(self, connection: Connection) -> None:
-        if not connection.closed and not connection.broken:
-            await connection.execute("UNLISTEN *")
-            await connection.set_autocommit(False)
+    async def _read(self, connection: Connection) -> Snapshot | None:
+        """Read what is newer; what a newer Headway wrote and this one cannot read is left alone."""
+        try:
+            snapshot = await latest(connection, after=self._number)
+        except msgspec.DecodeError as error:
+            if not self._unreadable:
+                _log.error("snapshot_unreadable", detail=str(error), snapshot=self._number)
+            self._unreadable = True
+            return None
+        if snapshot is not None:
+            self._unreadable = False
+        return snapshot
 
     def _take(self, snapshot: Snapshot) -> None:
         self._number = snapshot.number
@@ -112,6 +123,6 @@ class SnapshotFeed:
             return decode_snapshot(self._path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
-            _log.warning("snapshot_unreadable", detail=str(error))
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            _log.warning("snapshot_unreadable", detail=str(error), file=str(self._path))
             return None

@@ -26,7 +26,7 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class _Message(msgspec.Struct, frozen=True):
-    role: str = ""
+    role: Any = ""
     content: msgspec.Raw = _NULL
 
 
@@ -66,16 +66,16 @@ class ParsedRequest(msgspec.Struct, frozen=True):
         if self.operation == "chat":
             return _first_content(self.fields.get("messages", _NULL), "messages")
         field = self.fields.get("input", _NULL)
-        raw = bytes(field)
-        if self.operation == "embeddings" or raw[:1] != b"[":
-            return raw
-        return _first_content(field, "input")
+        if bytes(field)[:1] == b"[" and self.operation == "responses":
+            return _first_content(field, "input")
+        return b"" if field == _NULL else bytes(field)
 
     def roles(self) -> list[str]:
         """Give the roles of the messages, in order."""
         name = "messages" if self.operation == "chat" else "input"
         field = self.fields.get(name, _NULL)
-        return [message.role for message in _messages(field, name)] if bytes(field)[:1] == b"[" else []
+        messages = _messages(field, name) if bytes(field)[:1] == b"[" else []
+        return [message.role for message in messages if isinstance(message.role, str)]
 
 
 _decode_known = msgspec.json.Decoder(_Known).decode
@@ -95,6 +95,8 @@ def parse_request(operation: Operation, body: bytes, model: str | None = None) -
         InvalidRequestError: It is not JSON, or a field that Headway reads has the wrong type.
     """
     try:
+        if not body.isascii():
+            body.decode()  # What passes through unseen is recorded as text.
         known = _decode_known(body)
         fields = _decode_fields(body)
     except msgspec.ValidationError as error:
@@ -110,6 +112,10 @@ def parse_request(operation: Operation, body: bytes, model: str | None = None) -
     conversation = metadata.get("conversation_id")
     if conversation is not None and not isinstance(conversation, str):
         raise InvalidRequestError("metadata.conversation_id must be a string", param="metadata.conversation_id")
+    user = known.user or known.safety_identifier
+    for name, value in (("user", user), ("metadata.conversation_id", conversation)):
+        if value and "\0" in value:
+            raise InvalidRequestError(f"{name} must not contain the character NUL", param=name)
     return ParsedRequest(
         operation=operation,
         body=body,
@@ -117,7 +123,7 @@ def parse_request(operation: Operation, body: bytes, model: str | None = None) -
         model=model or known.model,
         stream=bool(known.stream) and operation != "embeddings",
         include_usage=bool((known.stream_options or {}).get("include_usage")),
-        user=known.user or known.safety_identifier,
+        user=user or None,
         conversation=conversation or None,
         metadata=metadata,
         previous_response_id=known.previous_response_id if operation == "responses" else None,

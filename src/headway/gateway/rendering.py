@@ -3,55 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.meta
-import jinja2.sandbox
 import msgspec
 
+from headway.config.prompts import compile_prompt
 from headway.domain.interaction import Operation
 from headway.domain.release import Endpoint
 from headway.domain.snapshot import ReleaseRoute
-from headway.errors import ConfigurationError
+from headway.errors import ConfigurationError, InvalidRequestError
 from headway.gateway.parsing import ParsedRequest
 
-# What a release's parameter is called where the Responses API has another name for it.
+# What a release's parameter is called where the Responses API has another name for it, or keeps it inside a field.
 _RESPONSES_NAMES = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
-_CHAT_ONLY = frozenset(
-    ("response_format", "stop", "n", "logprobs", "logit_bias", "seed", "frequency_penalty", "presence_penalty")
-)
+_RESPONSES_INSIDE = {
+    "reasoning_effort": ("reasoning", "effort"),
+    "verbosity": ("text", "verbosity"),
+    "response_format": ("text", "format"),
+}
+_CHAT_ONLY = frozenset(("stop", "n", "logprobs", "logit_bias", "seed", "frequency_penalty", "presence_penalty"))
 _EMBEDDING_PARAMETERS = frozenset(("dimensions", "encoding_format"))
 # Two names of one thing: setting one must not leave the other to the client.
 _ALIASES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 _SYSTEM_ROLES = frozenset(("system", "developer"))
-
-_environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False
+_NULL = msgspec.Raw(b"null")
+_TRUE = msgspec.Raw(b"true")
+# All that a template can meet: what is wrong in it, or runs out.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
 )
+
+
+class _Rule(NamedTuple):
+    """A parameter of the release in the words of one operation.
+
+    Attributes:
+        name: The field.
+        inside: The key inside the field, where it is one.
+        value: Its value.
+        alias: Another name of the same thing.
+        yields: The client's own value wins.
+    """
+
+    name: str
+    inside: str | None
+    value: msgspec.Raw
+    alias: str | None
+    yields: bool
 
 
 class ReleaseRenderer:
     """Turns a client's request into the provider request of one release. Made once per release and snapshot.
 
     Templates see ``user``, ``metadata`` (the request's) and ``today`` (an ISO date, UTC).
+
+    Raises:
+        ConfigurationError: The release's prompt is not a template, or fails whatever the request.
     """
 
     def __init__(self, release: ReleaseRoute) -> None:
         bundle = release.bundle
-        self._overridable = frozenset(bundle.client_may_override)
-        self._parameters: dict[Operation, dict[str, msgspec.Raw]] = {
-            operation: _parameters_for(operation, bundle.parameters)
+        self._system_yields = "system" in bundle.client_may_override
+        self._rules: dict[Operation, list[_Rule]] = {
+            operation: list(_rules(operation, bundle.parameters, frozenset(bundle.client_may_override)))
             for operation in ("chat", "responses", "embeddings")
         }
         self._template: jinja2.Template | None = None
         self._constant: str | None = None
         if bundle.prompt is not None:
-            template = _environment.from_string(bundle.prompt)
-            if jinja2.meta.find_undeclared_variables(_environment.parse(bundle.prompt)):
-                self._template = template
-            else:
-                self._constant = template.render()
+            try:
+                template = compile_prompt(bundle.prompt)
+                if jinja2.meta.find_undeclared_variables(template.environment.parse(bundle.prompt)):
+                    self._template = template
+                else:
+                    self._constant = template.render()
+            except _TEMPLATE_ERRORS as error:
+                message = f"the prompt template of release {release.name!r} fails: {error}"
+                raise ConfigurationError(message) from error
         self._models: dict[Endpoint, msgspec.Raw] = {}
 
     def render(self, parsed: ParsedRequest, today: str) -> dict[str, msgspec.Raw]:
@@ -63,21 +100,20 @@ class ReleaseRenderer:
 
         Raises:
             ConfigurationError: The template fails on this request.
+            InvalidRequestError: A field that the release builds on has the wrong shape.
         """
         fields = dict(parsed.fields)
-        for name, value in self._parameters[parsed.operation].items():
-            alias = _ALIASES.get(name)
-            if name in self._overridable and (name in fields or (alias and alias in fields)):
-                continue
-            if alias:
-                fields.pop(alias, None)
-            fields[name] = value
+        for rule in self._rules[parsed.operation]:
+            _apply(rule, fields)
         if parsed.operation != "embeddings":
             prompt = self._constant if self._template is None else self._fill(parsed, today)
             if prompt is not None:
                 self._add_prompt(fields, parsed, prompt)
-        if parsed.stream and parsed.operation == "chat" and not parsed.include_usage:
-            fields["stream_options"] = _with_usage(fields.get("stream_options"))
+        if parsed.operation == "chat":
+            if parsed.stream and not parsed.include_usage:
+                fields["stream_options"] = _with_usage(fields.get("stream_options"))
+            if "metadata" in fields and fields.get("store") != _TRUE:
+                del fields["metadata"]  # It was for Headway; OpenAI refuses it where the completion is not stored.
         return fields
 
     def encode(self, fields: dict[str, msgspec.Raw], endpoint: Endpoint) -> bytes:
@@ -92,23 +128,23 @@ class ReleaseRenderer:
         assert self._template is not None
         try:
             return self._template.render(user=parsed.user or "", metadata=_Metadata(parsed.metadata), today=today)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise ConfigurationError(f"the release's prompt template fails on this request: {error}") from error
 
     def _add_prompt(self, fields: dict[str, msgspec.Raw], parsed: ParsedRequest, prompt: str) -> None:
+        if self._system_yields and _SYSTEM_ROLES.intersection(parsed.roles()):
+            return
         if parsed.operation == "responses":
-            own = fields.get("instructions")
-            if own is not None and bytes(own) != b"null":
-                if "system" in self._overridable:
+            own = fields.get("instructions", _NULL)
+            if own != _NULL:
+                if self._system_yields:
                     return
-                prompt = f"{prompt}\n\n{msgspec.json.decode(own)}"
+                prompt = f"{prompt}\n\n{_text(own, 'instructions')}"
             fields["instructions"] = msgspec.Raw(msgspec.json.encode(prompt))
             return
-        if "system" in self._overridable and _SYSTEM_ROLES.intersection(parsed.roles()):
-            return
-        rest = bytes(fields.get("messages", b"[]")).strip()
+        rest = bytes(fields.get("messages", _NULL))
         if rest[:1] != b"[":
-            return  # Not a list of messages: the provider says so in its own words.
+            raise InvalidRequestError("`messages` must be a list of messages", param="messages")
         system = msgspec.json.encode({"role": "system", "content": prompt})
         separator = b"" if rest[1:].lstrip()[:1] == b"]" else b","
         fields["messages"] = msgspec.Raw(b"[" + system + separator + rest[1:])
@@ -121,18 +157,56 @@ class _Metadata(dict[str, Any]):
         return ""
 
 
-def _parameters_for(operation: Operation, parameters: Mapping[str, Any]) -> dict[str, msgspec.Raw]:
-    chosen = {}
+def _rules(operation: Operation, parameters: Mapping[str, Any], overridable: frozenset[str]) -> list[_Rule]:
+    rules = []
     for name, value in parameters.items():
-        if operation == "embeddings" and name not in _EMBEDDING_PARAMETERS:
+        if (name in _EMBEDDING_PARAMETERS) != (operation == "embeddings"):
             continue
-        if operation == "chat" and name in _EMBEDDING_PARAMETERS:
-            continue
-        if operation == "responses" and (name in _CHAT_ONLY or name in _EMBEDDING_PARAMETERS):
-            continue
-        sent = _RESPONSES_NAMES.get(name, name) if operation == "responses" else name
-        chosen[sent] = msgspec.Raw(msgspec.json.encode(value))
-    return chosen
+        sent, inside, alias = name, None, None
+        if operation == "chat":
+            alias = _ALIASES.get(name)
+        if operation == "responses":
+            if name in _CHAT_ONLY:
+                continue
+            sent, inside = _RESPONSES_INSIDE.get(name, (_RESPONSES_NAMES.get(name, name), None))
+            if name == "response_format":
+                value = _text_format(value)  # noqa: PLW2901 - the same thing in the other API's words
+        rules.append(_Rule(sent, inside, msgspec.Raw(msgspec.json.encode(value)), alias, name in overridable))
+    return rules
+
+
+def _text_format(response_format: Any) -> Any:
+    """Chat's ``response_format`` as the ``text.format`` of the Responses API, which has one level less."""
+    if not isinstance(response_format, dict) or not isinstance(response_format.get("json_schema"), dict):
+        return response_format
+    return {"type": response_format.get("type"), **response_format["json_schema"]}
+
+
+def _apply(rule: _Rule, fields: dict[str, msgspec.Raw]) -> None:
+    if rule.inside is not None:
+        given = _object(fields.get(rule.name, _NULL), rule.name)
+        if not (rule.yields and rule.inside in given):
+            fields[rule.name] = msgspec.Raw(msgspec.json.encode({**given, rule.inside: rule.value}))
+        return
+    if rule.yields and (rule.name in fields or rule.alias in fields):
+        return
+    if rule.alias is not None:
+        fields.pop(rule.alias, None)
+    fields[rule.name] = rule.value
+
+
+def _object(field: msgspec.Raw, name: str) -> dict[str, msgspec.Raw]:
+    try:
+        return msgspec.json.decode(field, type=dict[str, msgspec.Raw] | None) or {}
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"`{name}` must be an object", param=name) from error
+
+
+def _text(field: msgspec.Raw, name: str) -> str:
+    try:
+        return msgspec.json.decode(field, type=str)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"`{name}` must be a string", param=name) from error
 
 
 def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:

@@ -67,7 +67,8 @@ def choose_unit(
     Raises:
         InvalidRequestError: A name is longer than 512 characters.
     """
-    for name, value in (("x-headway-unit", header), ("metadata.conversation_id", parsed.conversation)):
+    given = (("x-headway-unit", header), ("metadata.conversation_id", parsed.conversation), ("user", parsed.user))
+    for name, value in given:
         if value and len(value) > _MAX_NAME:
             raise InvalidRequestError(f"{name} is longer than {_MAX_NAME} characters", param=name)
     if application.unit == "conversation":

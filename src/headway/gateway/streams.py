@@ -6,38 +6,38 @@ Only the id is replaced and hidden usage taken out, by bytes; an event is parsed
 from __future__ import annotations
 
 import re
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from headway.domain.interaction import Interaction
-from headway.gateway.answers import Body, JunkError, Usage, decode_body, note_body, note_finish, note_usage
+from headway.gateway.answers import Body, JunkError, Usage, decode_body, note_body, note_finish, note_usage, spell
 
 _MAX_EVENT_BYTES = 16 * 1024 * 1024
+_END = re.compile(rb"\r?\n\r?\n")
 _CONTENT = re.compile(rb'"(?:content|refusal|reasoning_content|reasoning|arguments|name|delta|text)":\s?"[^"]')
-_NULL_USAGE = re.compile(rb',\s?"usage":\s?null')
-_DONE = b"data: [DONE]"
-# Events that must be read: they finish, tell usage, or end the stream.
-_SPECIAL = re.compile(rb'"finish_reason":\s?"|"usage":\s?\{|data:\s?\[DONE\]')
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class _Delta(msgspec.Struct, frozen=True):
-    content: str | None = None
-    refusal: str | None = None
-    role: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    """What a chunk adds to a choice. Text by the API; some servers send lists of parts, which pass as they are."""
+
+    content: Any = None
+    refusal: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
 
 
 class _StreamChoice(msgspec.Struct, frozen=True):
     index: int = 0
-    delta: _Delta = _Delta()
+    delta: _Delta | None = None
     finish_reason: str | None = None
 
 
 class _Chunk(msgspec.Struct, frozen=True):
     id: str | None = None
+    object: str | None = None
     model: str | None = None
     system_fingerprint: str | None = None
     choices: list[_StreamChoice] | None = None
@@ -45,7 +45,14 @@ class _Chunk(msgspec.Struct, frozen=True):
     error: Any = None
 
 
+class _Said(msgspec.Struct, frozen=True):
+    """A chunk as far as the transcript needs it."""
+
+    choices: list[_StreamChoice] | None = None
+
+
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_said = msgspec.json.Decoder(_Said).decode
 
 
 class StreamRewriter(Protocol):
@@ -84,26 +91,80 @@ class _Events:
     def cut(self, piece: bytes) -> bytes:
         data = self._tail + piece if self._tail else piece
         lines = data.rfind(b"\n\n")
-        crlf = data.rfind(b"\r\n\r\n") if b"\r" in data else -1
-        end = max(lines + 2 if lines >= 0 else 0, crlf + 4 if crlf >= 0 else 0)
+        crlf = data.rfind(b"\n\r\n") if b"\r" in data else -1
+        end = max(lines + 2 if lines >= 0 else 0, crlf + 3 if crlf >= 0 else 0)
         if not end and len(data) > _MAX_EVENT_BYTES:
             raise JunkError("the provider sent an event larger than 16 MB")
         self._tail = data[end:]
         return data[:end]
 
     def rest(self) -> bytes:
-        rest, self._tail = self._tail, b""
-        return rest
+        """What came after the last blank line, with a blank line behind it."""
+        rest, self._tail = self._tail.rstrip(b"\r\n"), b""
+        return rest + b"\n\n" if rest.strip() else b""
 
 
 def _split(data: bytes) -> list[bytes]:
-    return [event for event in re.split(rb"\r?\n\r?\n", data) if event.strip()]
+    """The events, each with the blank line behind it: joined they are the data again."""
+    events = []
+    start = 0
+    for blank in _END.finditer(data):
+        events.append(data[start : blank.end()])
+        start = blank.end()
+    if start < len(data):
+        events.append(data[start:])
+    return events
 
 
 def _payload(event: bytes) -> bytes | None:
     """The data of one event; None for a comment."""
-    lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
+    text = event.rstrip(b"\r\n")
+    if text.startswith(b"data:") and b"\n" not in text:
+        return text[5:].removeprefix(b" ")
+    lines = [line[5:].removeprefix(b" ") for line in text.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
+
+
+def _with_payload(event: bytes, payload: bytes) -> bytes:
+    """The event with other data; its other lines stay."""
+    others = [line for line in event.strip(b"\r\n").splitlines() if not line.startswith(b"data:")]
+    end = event[len(event.rstrip(b"\r\n")) :]
+    newline = b"\r\n" if end.startswith(b"\r") else b"\n"
+    return _blank(event) + newline.join([*others, b"data: " + payload]) + end
+
+
+def _blank(event: bytes) -> bytes:
+    """The line ends in front of an event."""
+    return event[: len(event) - len(event.lstrip(b"\r\n"))]
+
+
+class _Spelling(NamedTuple):
+    """How a provider writes JSON, compact or with blanks: what bytes to look for.
+
+    Attributes:
+        id: What stands before the value of an id.
+        special: Marks of events that must be read: they finish, refuse, fail, tell usage, or end the stream.
+        null_usage: The usage that is no usage.
+        usage: What stands before the value of usage behind another field.
+    """
+
+    id: bytes
+    special: tuple[bytes, ...]
+    null_usage: bytes
+    usage: bytes
+
+
+def _spelling(comma: bytes, colon: bytes) -> _Spelling:
+    marks = (b'"finish_reason"%b"', b'"refusal"%b"', b'"usage"%b{', b'"error"%b{', b'"error"%b"')
+    return _Spelling(
+        id=b'"id"' + colon,
+        special=(*(mark % colon for mark in marks), b"[DONE]"),
+        null_usage=comma + b'"usage"' + colon + b"null",
+        usage=comma + b'"usage"' + colon,
+    )
+
+
+_SPELLINGS = (_spelling(b",", b":"), _spelling(b", ", b": "))
 
 
 class ChatStream:
@@ -118,148 +179,206 @@ class ChatStream:
 
     def __init__(self, interaction: Interaction, answer_id: bytes, hide_usage: bool, keep: bool) -> None:
         self._interaction = interaction
-        self._new = b'"' + answer_id + b'"'
+        self._answer_id = answer_id
         self._hide = hide_usage
         self._kept: list[bytes] | None = [] if keep else None
         self._events = _Events()
-        self._token = b""
-        self._complete = False
+        self._spelling = _SPELLINGS[0]
+        self._token = self._new = b""
+        self._complete = self._done = False
         self.saw_content = False
         self.error: str | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """Take what came and give the whole events in it, rewritten."""
         data = self._events.cut(piece)
-        if not data:
+        if not data or self._done:
             return b""
         if not self.saw_content and _CONTENT.search(data):
             self.saw_content = True
         if self._kept is not None:
             self._kept.append(data)
         out = b""
-        if not self._token:
-            first, _, data = data.partition(b"\n\n")
-            out = self._rewrite(first) if first.strip() else b""
-        special = _SPECIAL.search(data)
-        if special is None:
+        while not self._token and data:  # until a chunk tells the provider's id
+            blank = _END.search(data)
+            end = blank.end() if blank is not None else len(data)
+            out += self._rewrite(data[:end])
+            data = data[end:]
+        special = [at for mark in self._spelling.special if (at := data.find(mark)) >= 0]
+        if not special:
             return out + self._pass(data)
-        start = data.rfind(b"\n\n", 0, special.start()) + 2
-        if start < 2:
+        first = min(special)
+        start = max(data.rfind(b"\n\n", 0, first) + 2, data.rfind(b"\n\r\n", 0, first) + 3)
+        if start <= 2:
             start = 0
         return out + self._pass(data[:start]) + self._rewrite_all(data[start:])
 
     def _pass(self, data: bytes) -> bytes:
         """Rewrite by bytes alone where every event carries the known id."""
-        if self._token and data.count(self._token) == data.count(b"data:"):
-            data = data.replace(self._token, self._new)
-            return _NULL_USAGE.sub(b"", data) if self._hide and b"null" in data else data
-        return self._rewrite_all(data)
+        if data.count(self._token) != data.count(b"data:"):
+            return self._rewrite_all(data)
+        data = data.replace(self._token, self._new)
+        return data.replace(self._spelling.null_usage, b"") if self._hide else data
 
     def _rewrite_all(self, data: bytes) -> bytes:
         return b"".join(self._rewrite(event) for event in _split(data))
 
     def _rewrite(self, event: bytes) -> bytes:
+        if self._done:
+            return b""  # Nobody reads behind the end.
         payload = _payload(event)
         if payload is None:
-            return event + b"\n\n"
+            return event
         if payload.strip() == b"[DONE]":
-            self._complete = True
-            return _DONE + b"\n\n"
+            self._complete = self._done = True
+            return event
         try:
             chunk = _decode_chunk(payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise JunkError(f"the provider sent an event that is not a chat completion chunk: {error}") from error
-        if chunk.error is not None:
-            self.error = str(chunk.error)[:500]
-            return event + b"\n\n"
         self._note(chunk)
-        if chunk.id:
-            token = b'"' + chunk.id.encode() + b'"'
-            if event.count(token) == 1 and not (self._hide and chunk.usage is not None):
-                self._token = token
-                event = event.replace(token, self._new)
-                return (_NULL_USAGE.sub(b"", event) if self._hide else event) + b"\n\n"
-        if self._hide and chunk.usage is not None and not chunk.choices:
-            return b""
-        fields = _decode_fields(payload)
-        fields["id"] = msgspec.Raw(self._new)
+        if self._hide and chunk.usage is not None:
+            if not chunk.choices:
+                return _blank(event)
+            event = _without_usage(event, payload)
+        if chunk.id is None and chunk.choices is None:
+            return event  # Not a chunk, most likely an error.
+        return self._put_id(event, chunk.id)
+
+    def _put_id(self, event: bytes, provider_id: str | None) -> bytes:
+        if provider_id is not None:
+            value = b'"' + provider_id.encode() + b'"'
+            for spelling in _SPELLINGS:
+                token = spelling.id + value
+                found = event.count(token)
+                if found == 1 or (found and provider_id):
+                    new = spelling.id + b'"' + self._answer_id + b'"'
+                    if provider_id:  # An empty one, as Azure's first, tells nothing of the others.
+                        self._token, self._new, self._spelling = token, new, spelling
+                    event = event.replace(token, new)
+                    return event.replace(spelling.null_usage, b"") if self._hide else event
+        fields = {"id": msgspec.Raw(), **_decode_fields(_payload(event) or b"{}")}
+        fields["id"] = msgspec.Raw(b'"' + self._answer_id + b'"')
         if self._hide:
             fields.pop("usage", None)
-        return b"data: " + msgspec.json.encode(fields) + b"\n\n"
+        return _with_payload(event, msgspec.json.encode(fields))
 
     def _note(self, chunk: _Chunk) -> None:
         interaction = self._interaction
         interaction.provider_id = chunk.id or interaction.provider_id
         interaction.provider_model = chunk.model or interaction.provider_model
         interaction.provider_fingerprint = chunk.system_fingerprint or interaction.provider_fingerprint
+        if chunk.error is not None or chunk.object == "error":
+            self.error = _error_text(chunk.error)
         if chunk.usage is not None:
             note_usage(interaction, chunk.usage)
         for choice in chunk.choices or ():
             if choice.finish_reason:
-                note_finish(interaction, choice.finish_reason)
+                note_finish(interaction, choice.finish_reason, first=choice.index == 0)
                 self._complete = True
-            if choice.delta.refusal:
+            if choice.delta is not None and choice.delta.refusal:
                 interaction.refused = True
 
     def finish(self) -> bytes:
         """Take the end of the stream and give what is left; it must have come to a finish reason or [DONE]."""
         rest = self._events.rest()
-        out = b""
-        if rest.strip():
-            if self._kept is not None:
-                self._kept.append(rest)
-            out = b"".join(self._rewrite(event) for event in _split(rest))
+        if rest and self._kept is not None:
+            self._kept.append(rest)
+        out = self._rewrite_all(rest)
         if not self._complete and self.error is None:
             raise JunkError("the provider ended the stream before the answer was complete")
         return out
 
     def transcript(self) -> bytes:
         """Assemble the chunks into the completion that they would have been."""
-        choices: dict[int, dict[str, Any]] = {}
+        choices: dict[int, _Choice] = {}
         for event in _split(b"".join(self._kept or ())):
             payload = _payload(event)
-            if payload is None or payload.strip() == b"[DONE]":
+            if payload is None:
                 continue
             try:
-                chunk = _decode_chunk(payload)
+                said = _decode_said(payload)
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-                continue  # A torn last event: what came before it is the answer.
-            for choice in chunk.choices or ():
-                _assemble(choices.setdefault(choice.index, {"index": choice.index}), choice)
+                continue  # [DONE], or a torn last event: what came before it is the answer.
+            for part in said.choices or ():
+                choice = choices.get(part.index)
+                if choice is None:
+                    choice = choices[part.index] = _Choice()
+                choice.add(part)
         body = {
             "object": "chat.completion",
             "model": self._interaction.provider_model,
-            "choices": [
-                {
-                    "index": index,
-                    "message": {
-                        "role": "assistant",
-                        **{name: "".join(choice[name]) for name in ("content", "refusal") if name in choice},
-                        **({"tool_calls": list(choice["tool_calls"].values())} if "tool_calls" in choice else {}),
-                    },
-                    "finish_reason": choice.get("finish_reason"),
-                }
-                for index, choice in sorted(choices.items())
-            ],
+            "choices": [{"index": index, **choice.whole()} for index, choice in sorted(choices.items())],
         }
         return msgspec.json.encode(body)
 
 
-def _assemble(choice: dict[str, Any], part: _StreamChoice) -> None:
-    delta = part.delta
-    if delta.content is not None:
-        choice.setdefault("content", []).append(delta.content)
-    if delta.refusal is not None:
-        choice.setdefault("refusal", []).append(delta.refusal)
-    if part.finish_reason is not None:
-        choice["finish_reason"] = part.finish_reason
-    for call in delta.tool_calls or ():
-        known = choice.setdefault("tool_calls", {}).setdefault(call.get("index", 0), {"function": {}})
-        function = call.get("function")
-        if isinstance(function, dict):
-            for name, value in function.items():
-                known["function"][name] = known["function"].get(name, "") + (value or "")
-        known.update({name: value for name, value in call.items() if name not in ("function", "index") and value})
+def _without_usage(event: bytes, payload: bytes) -> bytes:
+    """The event without its usage, by bytes where these are unmistakable."""
+    fields = _decode_fields(payload)
+    usage = bytes(fields.pop("usage"))
+    for spelling in _SPELLINGS:
+        if event.count(spelling.usage + usage) == 1:
+            return event.replace(spelling.usage + usage, b"")
+    return _with_payload(event, msgspec.json.encode(fields))
+
+
+def _error_text(error: Any) -> str:
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message or "the provider reports an error")[:500]
+
+
+class _Choice:
+    """One choice of a chat completion, put together from its chunks."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, list[Any]] = {}
+        self._calls: dict[Any, dict[str, Any]] = {}
+        self._finish_reason: str | None = None
+
+    def add(self, part: _StreamChoice) -> None:
+        """Add what one chunk says."""
+        delta = part.delta
+        if delta is not None:
+            if delta.content is not None:
+                self._texts.setdefault("content", []).append(delta.content)
+            if delta.refusal is not None:
+                self._texts.setdefault("refusal", []).append(delta.refusal)
+            if delta.reasoning_content is not None:
+                self._texts.setdefault("reasoning_content", []).append(delta.reasoning_content)
+            if isinstance(delta.tool_calls, list):
+                for call in delta.tool_calls:
+                    if isinstance(call, dict):
+                        self._add_call(call)
+        self._finish_reason = part.finish_reason or self._finish_reason
+
+    def _add_call(self, fragment: dict[str, Any]) -> None:
+        index = fragment.get("index")
+        if not isinstance(index, int):  # Some servers number no calls, and send each as a whole.
+            index = len(self._calls)
+        call = self._calls.setdefault(index, {})
+        for name, value in fragment.items():
+            if name == "function" and isinstance(value, dict):
+                function = call.setdefault("function", {})
+                for field, text in value.items():
+                    known = function.get(field)
+                    function[field] = known + text if isinstance(known, str) and isinstance(text, str) else text
+            elif name != "index" and value:
+                call[name] = value
+
+    def whole(self) -> dict[str, Any]:
+        """Give the choice's message and finish reason."""
+        message: dict[str, Any] = {"role": "assistant", "content": None}
+        for name, parts in self._texts.items():
+            # Text by the API; a server that sends lists of parts gets one list.
+            if all(isinstance(part, str) for part in parts):
+                message[name] = "".join(parts)
+            else:
+                message[name] = [item for part in parts for item in (part if isinstance(part, list) else [part])]
+        if self._calls:
+            message["tool_calls"] = list(self._calls.values())
+            message["content"] = message["content"] or None
+        return {"message": message, "finish_reason": self._finish_reason}
 
 
 class _Event(msgspec.Struct, frozen=True):
@@ -268,6 +387,7 @@ class _Event(msgspec.Struct, frozen=True):
     delta: Any = None
     sequence_number: int | None = None
     message: str | None = None
+    error: Any = None
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
@@ -286,12 +406,13 @@ class ResponsesStream:
 
     def __init__(self, interaction: Interaction, answer_id: bytes, previous: bytes | None, keep: bool) -> None:
         self._interaction = interaction
-        self._new = b'"' + answer_id + b'"'
+        self._answer_id = answer_id
         self._previous = previous
         self._keep = keep
         self._final: bytes | None = None
         self._text: list[str] = []
         self._events = _Events()
+        self._known: set[str] = set()
         self._tokens: list[tuple[bytes, bytes]] = []
         self._complete = False
         self.sequence_number = -1
@@ -308,6 +429,9 @@ class ResponsesStream:
             payload = _payload(event)
             if payload is not None and payload.strip() != b"[DONE]":
                 self._read(payload)
+        return self._replace(data)
+
+    def _replace(self, data: bytes) -> bytes:
         for old, new in self._tokens:
             data = data.replace(old, new)
         return data
@@ -321,35 +445,37 @@ class ResponsesStream:
             self.sequence_number = event.sequence_number
         if event.type.endswith(".delta"):
             self.saw_content = True
-            if self._keep and event.type == "response.output_text.delta" and isinstance(event.delta, str):
+            if event.type == "response.refusal.delta":
+                self._interaction.refused = True
+            elif self._keep and event.type == "response.output_text.delta" and isinstance(event.delta, str):
                 self._text.append(event.delta)
         if event.response is not None:
             body = decode_body(event.response)
-            self._learn(body)
+            self._learn(body, bytes(event.response))
             if event.type in _FINAL:
                 self._complete = True
                 note_body(self._interaction, body)
                 if self._keep:
-                    self._final = bytes(event.response)
+                    self._final = self._replace(bytes(event.response))
                 if event.type == "response.failed":
                     self.error = "the provider reports that the response failed"
-        if event.type == "error":
-            self.error = (event.message or "the provider reports an error")[:500]
+        if event.type == "error" or event.error is not None:
+            self.error = (event.message or _error_text(event.error))[:500]
             self._complete = True
 
-    def _learn(self, body: Body) -> None:
-        if self._tokens or not body.id:
+    def _learn(self, body: Body, response: bytes) -> None:
+        if not body.id or body.id in self._known:
             return
+        self._known.add(body.id)
         self._interaction.provider_id = body.id
         self._interaction.provider_model = body.model
-        self._tokens.append((b'"' + body.id.encode() + b'"', self._new))
+        self._tokens += spell(response, "id", body.id, self._answer_id)
         if body.previous_response_id and self._previous is not None:
-            self._tokens.append((b'"' + body.previous_response_id.encode() + b'"', b'"' + self._previous + b'"'))
+            self._tokens += spell(response, "previous_response_id", body.previous_response_id, self._previous)
 
     def finish(self) -> bytes:
         """Take the end of the stream and give what is left; it must have come to a final event."""
-        rest = self._events.rest()
-        out = self._pass(rest + b"\n\n") if rest.strip() else b""
+        out = self._pass(self._events.rest())
         if not self._complete:
             raise JunkError("the provider ended the stream before the response was complete")
         return out

@@ -7,6 +7,8 @@ because that decides whether it may be tried again: a POST is repeated only wher
 from __future__ import annotations
 
 import email.utils
+import io
+import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Literal
 from urllib.parse import quote
@@ -21,6 +23,7 @@ from headway.providers.credentials import Credentials
 
 _PATHS: dict[Operation, str] = {"chat": "/chat/completions", "responses": "/responses", "embeddings": "/embeddings"}
 Progress = Literal["not_connected", "no_answer", "answering"]
+_LARGE_BODY_BYTES = 1024 * 1024
 
 
 class CallError(Exception):
@@ -48,7 +51,7 @@ class ProviderAnswer:
     @property
     def is_stream(self) -> bool:
         """Whether the body is a stream of server-sent events."""
-        return self.headers.get("Content-Type", "").startswith("text/event-stream")
+        return self.headers.get("Content-Type", "").lower().startswith("text/event-stream")
 
     async def read(self) -> bytes:
         """Read the whole body.
@@ -124,7 +127,7 @@ class ProviderClient:
         try:
             response = await self._session.post(
                 self._url(deployment.endpoint, operation),
-                data=body,
+                data=body if len(body) <= _LARGE_BODY_BYTES else io.BytesIO(body),  # a file is sent in portions
                 headers=headers,
                 timeout=timeout,
                 allow_redirects=False,
@@ -165,15 +168,16 @@ def parse_retry_after(headers: Mapping[str, str], now_unix_ms: int) -> float | N
     """Read how long a provider asks to wait, in seconds; None where it does not, or asks in an unknown way."""
     try:
         if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        value = headers.get("Retry-After")
-        if value is None:
-            return None
-        if value.strip().replace(".", "", 1).isdigit():
-            return float(value)
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now_unix_ms / 1000)
+            seconds = float(headers["retry-after-ms"]) / 1000
+        else:
+            value = headers.get("Retry-After", "").strip()
+            if value.replace(".", "", 1).isdecimal():
+                seconds = float(value)
+            else:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - now_unix_ms / 1000
     except (ValueError, OverflowError):
         return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _failed(error: BaseException, progress: Progress) -> CallError:

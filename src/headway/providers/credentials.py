@@ -14,6 +14,7 @@ from headway.errors import ConfigurationError
 
 _ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"
 _REFRESH_SECONDS = 300.0
+_ENTRA_SECONDS = 30.0
 _FILE_SECONDS = 5.0
 
 
@@ -31,19 +32,20 @@ def resolve_secret(reference: str, environment: Mapping[str, str] = os.environ) 
     """
     scheme, _, rest = reference.partition(":")
     if scheme == "env":
-        secret = environment.get(rest, "").strip()
-        if not secret:
-            raise ConfigurationError(f"secret {reference}: the environment variable is not set")
-        return secret
-    if scheme == "file":
+        secret, missing = environment.get(rest, "").strip(), "the environment variable is not set"
+    elif scheme == "file":
         try:
-            secret = Path(rest).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"secret {reference}: the file cannot be read") from error
-        if not secret:
-            raise ConfigurationError(f"secret {reference}: the file is empty")
-        return secret
-    raise ConfigurationError("a secret must be given as env:NAME or file:/path")
+            secret, missing = Path(rest).read_text("utf-8").strip(), "the file is empty"
+        except (OSError, ValueError):
+            # Without the cause: an error of decoding quotes the secret.
+            raise ConfigurationError(f"secret {reference}: the file cannot be read") from None
+    else:
+        raise ConfigurationError("a secret must be given as env:NAME or file:/path")
+    if not secret:
+        raise ConfigurationError(f"secret {reference}: {missing}")
+    if not secret.isprintable():
+        raise ConfigurationError(f"secret {reference}: it must be one line of printable characters")
+    return secret
 
 
 class TokenSource(Protocol):
@@ -108,14 +110,22 @@ class Credentials:
         return headers, until
 
     async def _entra_token(self) -> str:
+        if self._token_lock.locked() and self._clock.unix_ms() / 1000 < self._token_until_seconds:
+            return self._token  # Another request is renewing it; this one need not wait.
         async with self._token_lock:
             now = self._clock.unix_ms() / 1000
             if now < self._token_until_seconds - _REFRESH_SECONDS:
                 return self._token
             if self._entra is None:
                 self._entra = _default_entra()
-            answer = await self._entra.get_token(_ENTRA_SCOPE)
-            self._token, self._token_until_seconds = answer.token, float(answer.expires_on)
+            try:
+                async with asyncio.timeout(_ENTRA_SECONDS):
+                    answer = await self._entra.get_token(_ENTRA_SCOPE)
+                self._token, self._token_until_seconds = answer.token, float(answer.expires_on)
+            except Exception as error:  # Whatever the source raises: the old token may do, or the caller is told.
+                if now >= self._token_until_seconds:
+                    message = f"Entra gives no token ({type(error).__name__}): check the identity that Headway runs as"
+                    raise ConfigurationError(message) from error
             return self._token
 
     async def close(self) -> None:
