@@ -136,7 +136,7 @@ def of_interactions(
     application: str | None = None,
     release: str | None = None,
     conversation: str | None = None,
-    error: bool | None = None,
+    failed: bool | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> list[Condition]:
@@ -146,7 +146,7 @@ def of_interactions(
         ("i.application = (SELECT id FROM application WHERE name = %s)", application),
         ("i.release IN (SELECT id FROM release WHERE name = %s)", release),
         ("i.conversation = %s", conversation),
-        ("(i.error IS NOT NULL) = %s", error),
+        ("(i.error IS NOT NULL) = %s", failed),
         ("i.at >= %s", since),
         ("i.at < %s", until),
     ]

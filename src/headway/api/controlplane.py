@@ -1,0 +1,121 @@
+"""The control plane: administration for keys of scope ``view``, changes for keys of scope ``admin``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from headway import __version__
+from headway.api import administration_routes, record_routes, traffic_routes
+from headway.api.control_parts import ControlServices, Services, Viewer, problems
+from headway.api.guard import Guard
+from headway.api.messages import Answer
+from headway.api.openapi import tidy
+from headway.api.problems import render_problem
+from headway.api.resources import Health, Problem
+from headway.errors import HeadwayError, InvalidRequestError, MethodNotAllowedError, NotFoundError, StorageError
+
+PREFIX = "/admin/v1"
+"""Where the control plane's routes begin; both planes may be behind one host name."""
+
+_METRICS = "/metrics"
+_READY_SECONDS = 2.0
+
+
+def create_app(services: ControlServices) -> FastAPI:
+    """Make the control plane's application."""
+    app = FastAPI(
+        title="Headway control plane",
+        version=__version__,
+        description="Releases, rollouts and what was recorded of them. Every path but health needs an API key.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    for part, tag in (
+        (traffic_routes, "traffic"),
+        (record_routes, "records"),
+        (administration_routes, "administration"),
+    ):
+        app.include_router(part.router, prefix=PREFIX, tags=[tag])
+    _add_health(app)
+    app.add_exception_handler(HeadwayError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(Guard, snapshot=services.snapshot, clock=services.clock, guarded=(PREFIX, _METRICS))
+    generate = app.openapi
+    app.openapi = lambda: tidy(generate())  # type: ignore[method-assign]  # FastAPI's own way to change it
+    return app
+
+
+def _add_health(app: FastAPI) -> None:
+    @app.get("/healthz", response_model=Health, tags=["health"])
+    async def health() -> Any:
+        """Say that the process is alive."""
+        return {"status": "ok"}
+
+    @app.get(
+        "/readyz",
+        response_model=Health,
+        tags=["health"],
+        responses={503: {"model": Problem, "description": "Not yet."}},
+    )
+    async def readiness(services: Services) -> Any:
+        """Say whether the database answers and there is a routing snapshot."""
+        number = services.snapshot().number
+        try:
+            async with asyncio.timeout(_READY_SECONDS), services.database.connection() as connection:
+                await connection.execute("SELECT 1")
+        except TimeoutError as error:
+            raise StorageError("the database does not answer") from error
+        return {"status": "ready", "snapshot": number}
+
+    @app.get(_METRICS, response_class=PlainTextResponse, tags=["health"], responses=problems())
+    async def metrics(services: Services, _: Viewer) -> Response:
+        """Give all figures in the text format of Prometheus."""
+        return Response(services.metrics(), media_type="text/plain; version=0.0.4")
+
+
+def _response(answer: Answer) -> Response:
+    headers = {name.decode(): value.decode("latin-1") for name, value in answer.headers}
+    return Response(answer.body, answer.status, headers, answer.content_type)
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HeadwayError)
+    return _response(render_problem(error))
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"][1:]]
+    where = ".".join(place)
+    message = f"{where}: {first['msg']}" if where else str(first["msg"])
+    return _response(render_problem(InvalidRequestError(message, param=where or None)))
+
+
+async def _on_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return _response(
+            render_problem(NotFoundError("there is nothing here: see /openapi.json", code="route_not_found"))
+        )
+    if error.status_code == 405:
+        response = _response(render_problem(MethodNotAllowedError("not with this method: see the Allow header")))
+        response.headers.update(error.headers or {})
+        return response
+    return _response(render_problem(InvalidRequestError(str(error.detail))))
+
+
+async def _on_bug(_: Request, __: Exception) -> Response:
+    # Starlette raises it on after this answer, so the server logs it.
+    return _response(render_problem(HeadwayError("Headway failed on this request; its log says why")))
