@@ -10,9 +10,8 @@ import structlog
 
 from headway.api.dataplane import DataPlane
 from headway.api.feedback_routes import FeedbackRoutes
-from headway.clock import Clock, SystemClock
-from headway.config.logs import configure_logs
-from headway.config.settings import Settings, load_settings
+from headway.clock import Clock
+from headway.config.settings import Settings
 from headway.errors import StorageError
 from headway.feedback.intake import FeedbackIntake
 from headway.feedback.keeping import Keeper
@@ -28,7 +27,7 @@ from headway.gateway.scoreboard import Scoreboard
 from headway.gateway.tracing import Tracing
 from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials
-from headway.runtime.worker import Application, Tasks, Worker
+from headway.runtime.worker import Application, Tasks
 from headway.storage.database import Database
 from headway.storage.spool import Spool
 
@@ -52,7 +51,8 @@ class DataPlaneService:
         settings, clock, stack = self._settings, self._clock, self._stack
         home = settings.home
         database = await self._database()
-        scoreboard = stack.enter_context(Scoreboard.open(home))
+        scoreboard = Scoreboard.open(home)
+        stack.callback(scoreboard.close)
         tracing = Tracing.from_environment(os.environ)
         if tracing is not None:
             stack.callback(tracing.close)
@@ -63,7 +63,8 @@ class DataPlaneService:
 
         statements = self._spool("statements", keep=True)
         links = self._spool("links", keep=False)
-        recorder = Recorder(database, self._spool("interactions", keep=False), scoreboard, clock, settings, quota)
+        interactions = self._spool("interactions", keep=False)
+        recorder = Recorder(database, interactions, scoreboard, clock, settings, quota)
         conversations = Conversations(database, links)
         caller = Caller(client, Deployments(clock, settings.workers), clock, random.SystemRandom())
         gateway = Gateway(caller, recorder, quota, conversations, clock, tracing)
@@ -77,6 +78,7 @@ class DataPlaneService:
         stack.push_async_callback(tasks.close)
         tasks.run("feed", feed.run)
         tasks.run("statements", lambda: statements.replay_forever(keeper.replay))
+        tasks.run("interactions", lambda: interactions.replay_forever(recorder.replay))
         tasks.run("links", lambda: links.replay_forever(conversations.replay))
         routes = FeedbackRoutes(
             FeedbackIntake(database, keeper, clock),
@@ -114,10 +116,3 @@ class DataPlaneService:
     async def close(self) -> None:
         """Stop everything, in the reverse order; what was recorded is written or spooled."""
         await self._stack.aclose()
-
-
-def data_plane() -> Worker:
-    """Make one worker of the data plane, by the environment; Granian calls this in each worker process."""
-    settings, clock = load_settings(), SystemClock()
-    configure_logs(settings)
-    return Worker(DataPlaneService(settings, clock), settings, clock)
