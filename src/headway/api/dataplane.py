@@ -12,6 +12,7 @@ import structlog
 
 from headway.api.authentication import authenticate
 from headway.api.messages import Answer, Request
+from headway.api.openapi import serve_dataplane_document
 from headway.api.problems import openai_body, render_openai, render_problem
 from headway.clock import Clock
 from headway.domain.access import may_use, require_scope
@@ -113,6 +114,7 @@ class DataPlane:
             ("GET", "/openai/v1/models", self._list_models),
             ("GET", "/healthz", self._health),
             ("GET", "/readyz", self._readiness),
+            ("GET", "/openapi.json", serve_dataplane_document),
         )
         self._routes = [(method, _compile(pattern), handler) for method, pattern, handler in (*own, *routes)]
 
