@@ -149,6 +149,7 @@ class Cluster:
         self._layout = layout
         self._binaries = find_binaries()
         self._account = self._find_account()
+        self._socket_folder = layout.socket.readlink() if layout.socket.is_symlink() else layout.socket
 
     def exists(self) -> bool:
         """True when there is a data folder.
@@ -240,7 +241,8 @@ class Cluster:
         if self._account.uid != layout.data.stat().st_uid:
             _give(layout.data, self._account)
         self._account = self._account.fitted(lambda: self._probe(layout.data))
-        socket_folder = str(self._open_socket_folder()).replace('"', '""')  # the setting is a list of quoted names
+        self._socket_folder = self._open_socket_folder()
+        socket_folder = str(self._socket_folder).replace('"', '""')  # the setting is a list of quoted names
         # fmt: off
         command: list[str | Path] = [
             self._binaries.postgres, "-D", layout.data, "-p", str(_PORT),
@@ -260,20 +262,25 @@ class Cluster:
 
     def tidy(self) -> None:
         """Remove what the stopped server leaves outside home."""
-        link = self._layout.socket
-        if link.is_symlink():
+        link, folder = self._layout.socket, self._socket_folder
+        if folder != link:
             with contextlib.suppress(OSError):
-                link.readlink().rmdir()
-            link.unlink()
+                for name in (_SOCKET, f"{_SOCKET}.lock"):
+                    (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
+            link.unlink(missing_ok=True)
 
     def bound_log(self) -> None:
         """Keep the log small: past 8 MB it becomes the old log. The server goes on writing to the same file."""
         log = self._layout.log
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if log.stat().st_size > _LOG_BYTES:
-                with self._layout.open(self._layout.old_log) as old, log.open("rb") as new:
+                with (
+                    contextlib.suppress(OSError),
+                    self._layout.open(self._layout.old_log) as old,
+                ):  # the disk may be full
                     old.truncate(0)
-                    shutil.copyfileobj(new, old)
+                    old.write(log.read_bytes())
                 os.truncate(log, 0)
 
     def _find_account(self) -> Account:
@@ -316,7 +323,7 @@ class Cluster:
         # The link to it is kept while the server may come back: its address must not change under its users.
         link = self._layout.socket
         problems = []
-        for folder in self._socket_folders():
+        for folder in self._socket_candidates():
             try:
                 self._make_private(folder)
                 self._account.call(partial(_try_socket, folder))
@@ -325,15 +332,14 @@ class Cluster:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
                 continue
-            if folder not in (link, link.readlink() if link.is_symlink() else None):
+            if folder not in (link, self._socket_folder):
                 link.unlink(missing_ok=True)
                 link.symlink_to(folder)
             return folder
         raise EmbeddedPostgresError(f"no folder can hold the server's socket: {'; '.join(problems)}")
 
-    def _socket_folders(self) -> Iterator[Path]:
-        link = self._layout.socket
-        yield link.readlink() if link.is_symlink() else link
+    def _socket_candidates(self) -> Iterator[Path]:
+        yield self._socket_folder
         for base in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108 (a private folder, by mkdtemp)
             yield Path(tempfile.mkdtemp(prefix="headway-", dir=base))
 

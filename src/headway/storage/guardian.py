@@ -49,17 +49,14 @@ def _guard(layout: Layout, *, create: bool) -> None:
         if not create:
             raise EmbeddedPostgresError(f"the data folder {layout.data} has gone: restore it, or start Headway anew")
         cluster.create()
-    postmaster = cluster.running() or cluster.start()
-    _report(READY)
-    with layout.open(layout.log) as log:  # whoever reads the report sees its end now
-        os.dup2(log.fileno(), sys.stdout.fileno())
+    # Both are opened before the report: whoever reads it may remove everything at once.
+    with layout.open(layout.users) as users, layout.open(layout.log) as log:
+        postmaster = cluster.running() or cluster.start()
+        _report(READY)
+        os.dup2(log.fileno(), sys.stdout.fileno())  # the report ends here
         os.dup2(log.fileno(), sys.stderr.fileno())
-    age_ticks = _SHORT_LIFE_TICKS
-    with layout.open(layout.users) as users:
+        age_ticks = _SHORT_LIFE_TICKS
         while not try_lock(users, exclusive=True):
-            _sleep(wakeup)
-            age_ticks += 1
-            cluster.bound_log()
             if not postmaster.alive():
                 _report("guardian: PostgreSQL has ended unasked; it is started again\n")
                 if age_ticks < _SHORT_LIFE_TICKS:
@@ -67,6 +64,9 @@ def _guard(layout: Layout, *, create: bool) -> None:
                 postmaster = cluster.start()
                 age_ticks = 0
             _reap()
+            cluster.bound_log()
+            _sleep(wakeup)
+            age_ticks += 1
         postmaster.stop()
         cluster.tidy()
 

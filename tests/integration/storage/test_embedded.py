@@ -614,10 +614,15 @@ def test_close_can_wait_until_the_server_has_stopped(home: Path) -> None:
         assert postmaster_of(home) == 0
 
 
-def test_home_removed_while_the_server_stops_leaves_no_process(home: Path) -> None:
-    start(home).close()
+@pytest.mark.parametrize("name", ["short", "l" + "o" * 80 + "ng"])
+def test_home_removed_while_the_server_stops_leaves_nothing(place: Path, name: str) -> None:
+    home = place / name
+    server = start(home)
+    socket = (home / "postgres.socket").resolve()
+    server.close()
     shutil.rmtree(home, ignore_errors=True)
-    eventually(lambda: not processes_of(home.parent))
+    eventually(lambda: not processes_of(place))
+    eventually(lambda: not socket.exists() or socket.parent == home)
 
 
 def test_closed_use_says_so(home: Path) -> None:
