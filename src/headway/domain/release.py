@@ -24,6 +24,7 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def cost_usd(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
         """Price one call; cached input tokens are part of the input tokens."""
         cached = self.input if self.cached_input is None else self.cached_input
+        cached_tokens = min(cached_tokens, input_tokens)
         fresh = input_tokens - cached_tokens
         return (fresh * self.input + cached_tokens * cached + output_tokens * self.output) / 1e6
 

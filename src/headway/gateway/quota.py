@@ -7,6 +7,8 @@ overshot at most by what is in flight and by the last second of the other worker
 
 from __future__ import annotations
 
+import bisect
+
 from headway.clock import Clock, utc
 from headway.domain.snapshot import KeyRoute
 from headway.errors import ConcurrencyLimitError, CostCapError, RateLimitError
@@ -42,8 +44,18 @@ class Quota:
             self._scoreboard.requests_per_minute(key.number, now) >= key.requests_per_minute
         ):
             message = f"the API key {key.name!r} has used its {key.requests_per_minute} requests per minute"
-            raise RateLimitError(message, retry_after_seconds=60 - now // 1000 % 60)
+            raise RateLimitError(message, retry_after_seconds=self._room_after_seconds(key, now))
         self._scoreboard.begin(key.number, now)
+
+    def _room_after_seconds(self, key: KeyRoute, now_unix_ms: int) -> int:
+        """How long until the requests of the last minute are fewer than the limit, if no more come."""
+        seconds = range(1, 120)
+
+        def has_room(wait: int) -> bool:
+            counted = self._scoreboard.requests_per_minute(key.number, now_unix_ms + wait * 1000)
+            return counted < key.requests_per_minute
+
+        return 1 + bisect.bisect_left(seconds, x=True, key=has_room)
 
     def leave(self, key: KeyRoute, cost_usd: float | None) -> None:
         """Note that a request has ended and what it cost."""
