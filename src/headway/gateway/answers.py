@@ -65,7 +65,7 @@ class Body(msgspec.Struct, frozen=True):
     incomplete_details: _Incomplete | None = None
     output: list[_Item] | None = None
     previous_response_id: str | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = msgspec.Raw()  # not `| None`: msgspec then takes nothing but null
 
 
 _MOST_TOKENS = 2**31 - 1
@@ -93,7 +93,7 @@ def check_answer(operation: Operation, raw: bytes) -> Body:
     """
     body = decode_body(raw)
     if operation == "embeddings":
-        if body.data is None:
+        if bytes(body.data) in (b"", b"null"):
             raise JunkError("the provider's answer has no data")
     elif body.choices is None and body.output is None:
         raise JunkError("the provider's answer has neither choices nor output")

@@ -383,7 +383,7 @@ class _Choice:
 
 class _Event(msgspec.Struct, frozen=True):
     type: str = ""
-    response: msgspec.Raw | None = None
+    response: msgspec.Raw = msgspec.Raw()  # not `| None`: msgspec then takes nothing but null
     delta: Any = None
     sequence_number: int | None = None
     message: str | None = None
@@ -449,7 +449,7 @@ class ResponsesStream:
                 self._interaction.refused = True
             elif self._keep and event.type == "response.output_text.delta" and isinstance(event.delta, str):
                 self._text.append(event.delta)
-        if event.response is not None:
+        if bytes(event.response) not in (b"", b"null"):
             body = decode_body(event.response)
             self._learn(body, bytes(event.response))
             if event.type in _FINAL:
