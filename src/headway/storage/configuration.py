@@ -189,7 +189,8 @@ async def apply(connection: Connection, file: ConfigurationFile, *, author: str,
 
 async def _record(connection: Connection, file: ConfigurationFile, author: str) -> int:
     cursor = await connection.execute(
-        "INSERT INTO configuration (applied_by, source, spec, hash) VALUES (%s, %s, %s, %s) RETURNING id",
+        "INSERT INTO configuration (applied_at, applied_by, source, spec, hash)"
+        " VALUES (clock_timestamp(), %s, %s, %s, %s) RETURNING id",
         (author, file.source, file.specification.encode().decode(), file.specification.content_hash()),
     )
     row = await cursor.fetchone()

@@ -15,7 +15,7 @@ DAYS_AHEAD = 3
 BATCH_ROWS = 5000
 
 _LINK_DAYS = 30  # providers forget a response's id by then
-_LOCK_WAIT = "2s"  # dropping a partition waits for readers, and writers would wait behind it
+_LOCK_WAIT = "200ms"  # dropping a day waits for whoever reads, and writers wait behind it for as long
 
 
 @dataclass(frozen=True)

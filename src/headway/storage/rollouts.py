@@ -1,4 +1,7 @@
-"""Rollouts as stored: opened, moved from stage to stage, ended; every change is compare-and-set."""
+"""Rollouts as stored: opened, moved from stage to stage, ended; every change is compare-and-set.
+
+Times are those of the change itself, not of its transaction's start: who waited for a lock came later.
+"""
 
 from __future__ import annotations
 
@@ -118,8 +121,9 @@ async def open_manual(
     """
     cursor = await connection.execute(
         """
-        INSERT INTO rollout (application_id, stable_release, candidate_release, kind, policy, salt, state, stage, share)
-        SELECT id, stable_release, %s, %s, %s, %s, 'running', 1, %s FROM application
+        INSERT INTO rollout (application_id, stable_release, candidate_release, kind, policy, salt, state, stage, share,
+                             started_at)
+        SELECT id, stable_release, %s, %s, %s, %s, 'running', 1, %s, clock_timestamp() FROM application
         WHERE id = %s AND stable_release = %s AND retired_at IS NULL
         ON CONFLICT (application_id) WHERE ended_at IS NULL DO NOTHING RETURNING id
         """,
@@ -155,7 +159,7 @@ async def move(connection: Connection, rollout: Rollout, step: Step, ending: End
     state = "running" if ending is None else ending
     cursor = await connection.execute(
         """
-        UPDATE rollout SET stage = stage + 1, share = %s, state = %s, ended_at = CASE WHEN %s THEN now() END
+        UPDATE rollout SET stage = stage + 1, share = %s, state = %s, ended_at = CASE WHEN %s THEN clock_timestamp() END
         WHERE id = %s AND stage = %s AND state = 'running' AND ended_at IS NULL
         RETURNING application_id, stable_release, candidate_release
         """,
@@ -178,7 +182,8 @@ async def move(connection: Connection, rollout: Rollout, step: Step, ending: End
 
 async def _add_stage(connection: Connection, rollout: int, stage: int, step: Step) -> None:
     await connection.execute(
-        "INSERT INTO rollout_stage (rollout_id, stage, share, author, reason) VALUES (%s, %s, %s, %s, %s)",
+        "INSERT INTO rollout_stage (rollout_id, stage, share, since, author, reason)"
+        " VALUES (%s, %s, %s, clock_timestamp(), %s, %s)",
         (rollout, stage, step.share, step.author, step.reason),
     )
 

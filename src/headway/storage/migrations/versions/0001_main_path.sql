@@ -148,14 +148,18 @@ CREATE TABLE interaction (
 CREATE INDEX interaction_conversation ON interaction (application, conversation, at DESC);
 CREATE INDEX interaction_release ON interaction (application, release, at DESC);
 
+-- Made apart and attached: unlike CREATE TABLE ... PARTITION OF, that waits for no reader and makes no writer wait.
 CREATE FUNCTION ensure_interaction_partition(day date) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     name text := 'interaction_' || to_char(day, 'YYYYMMDD');
 BEGIN
     IF to_regclass(name) IS NOT NULL THEN RETURN; END IF;
     PERFORM pg_advisory_xact_lock(hashtext('ensure_interaction_partition'));
-    IF to_regclass(name) IS NOT NULL THEN RETURN; END IF;
-    EXECUTE format('CREATE TABLE %I PARTITION OF interaction FOR VALUES FROM (%L) TO (%L)', name,
+    -- Not to_regclass: it may still remember what was true before the wait.
+    IF EXISTS (SELECT FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+               WHERE inhparent = 'interaction'::regclass AND relname = name) THEN RETURN; END IF;
+    EXECUTE format('CREATE TABLE %I (LIKE interaction INCLUDING ALL)', name);
+    EXECUTE format('ALTER TABLE interaction ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name,
                    day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC');
 END $$;
 
