@@ -47,6 +47,7 @@ _OPERATIONS: Mapping[str, Operation] = {
 }
 _AZURE = re.compile(r"/openai/deployments/(?P<application>[^/]+)/(?P<route>chat/completions|embeddings)")
 _AZURE_OPERATIONS: Mapping[str, Operation] = {"chat/completions": "chat", "embeddings": "embeddings"}
+_WATCH_AFTER_SECONDS = 0.02
 _DRAINED_BODIES = 8  # times the limit: a client that is told 413 should have sent its body and be listening
 
 
@@ -92,6 +93,44 @@ class _Reply:
 
     def error_body(self, error: HeadwayError) -> bytes:
         return openai_body(error)
+
+
+class _Watch:
+    """Cancels the current task when the client goes away.
+
+    Watching costs as much as a fifth of a short request, so it begins a moment later: most clients stay, and those who
+    leave are still noticed within 50 ms.
+    """
+
+    __slots__ = ("_future", "_receive", "_timer", "gone", "task")
+
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "runs in a task"
+        self.task = task
+        self.gone = False
+        self._receive = receive
+        self._future: Any = None
+        self._timer = task.get_loop().call_later(_WATCH_AFTER_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self._future = self._receive()  # Granian gives a future
+        self._future.add_done_callback(self._heard)
+
+    def _heard(self, future: Any) -> None:
+        if self._future is None or future.cancelled():
+            return
+        if future.result()["type"] == "http.disconnect":
+            self.gone = True
+            self.task.cancel()
+        else:
+            self._begin()  # the empty end of a body whose length was known
+
+    def close(self) -> None:
+        self._timer.cancel()
+        if self._future is not None:
+            future, self._future = self._future, None
+            future.cancel()
 
 
 class DataPlane:
@@ -152,25 +191,15 @@ class DataPlane:
         key = authenticate(self._gateway.snapshot, headers, self._clock.unix_ms())
         require_scope(key, "invoke")
         body = await self._read(headers, receive)
-        task = asyncio.current_task()
-        assert task is not None, "runs in a task"
-        gone: Any = receive()  # a future: done when the client has gone away
-        watched = True
-
-        def leave(_: object) -> None:
-            if watched:
-                task.cancel()
-
-        gone.add_done_callback(leave)
+        watch = _Watch(receive)
         try:
             await self._gateway.serve(operation, key, headers, body, reply, model)
         except asyncio.CancelledError:
-            if not gone.done():
+            if not watch.gone:
                 raise
-            task.uncancel()
+            watch.task.uncancel()
         finally:
-            watched = False
-            gone.cancel()
+            watch.close()
 
     async def _route(self, scope: Message, receive: Receive, reply: _Reply) -> None:
         path, method = scope["path"], scope["method"]
@@ -209,6 +238,8 @@ class DataPlane:
         message = await receive()
         body: bytes = message.get("body", b"")
         size = len(body)
+        if headers.get(b"content-length") == b"%d" % size and size <= self._max_body_bytes:
+            return body  # whole already: asking for the empty end would cost a tenth of a short request
         parts = [body]
         while message.get("more_body"):
             message = await receive()
