@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import median
 from urllib.parse import urlsplit
 
 import uvloop
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             Path(folder).chmod(0o755)  # a database server that may not run as root must reach what is below
             bench = Bench(cores, sizes, Path(folder), runner, count_requests(), starters, options.upstream_port)
             if options.profile:
-                profile(bench, console)
+                profile(bench, console, stream=options.only == ["streaming"])
                 return 0
             figures, voids = _measure(bench, options.only, console)
     except machine.MissingToolError as error:
@@ -81,7 +82,11 @@ def _measure(bench: Bench, areas: list[str], console: Console) -> tuple[list[Fig
     for area in areas:
         started = time.monotonic()
         try:
+            bench.foreign_shares.clear()
             figures += AREAS[area](bench)
+            note = f"median of {len(bench.foreign_shares)} rounds; at most {max(bench.foreign_shares):.0%}"
+            share = median(bench.foreign_shares) * 100
+            figures.append(Figure(area, "the two cores used by others", "machine", share, "%", note=note))
         except (VoidRunError, ProcessError) as error:
             voids[area] = str(error)
         console.print(f"{area}: {time.monotonic() - started:.0f} s", highlight=False)
@@ -96,7 +101,11 @@ def _read_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="small sizes: shows that it works, not what it costs")
     add("--full", action="store_true", help="long rounds, and memory up to the 1,000,000th request")
     add("--write", action="store_true", help="update RESULTS.md and results.json")
-    add("--profile", action="store_true", help="rank the functions of the targets by CPU instead (needs py-spy)")
+    add(
+        "--profile",
+        action="store_true",
+        help="rank functions by CPU instead, of chats or --only streaming (needs py-spy)",
+    )
     add("--cores", metavar="MEASURED,OTHERS", help="the two cores to use; the first two by default")
     add("--url", help="measure the running gateway at this loopback URL, too (http://127.0.0.1:8080/v1)")
     add("--process-id", type=int, default=0, help="root process of the gateway at --url")

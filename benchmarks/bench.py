@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.exchange import PROVIDER_ID, Endpoint, ResponseReader, write_requests
 from benchmarks.figures import VoidRunError
 from benchmarks.load import Check, Outcome, run_closed_loop, run_open_loop
-from benchmarks.machine import Cores
+from benchmarks.machine import Cores, read_busy_seconds
+from benchmarks.processes import Tree
 from benchmarks.sizes import Sizes
 from benchmarks.targets import Site, Target
 
@@ -51,7 +53,19 @@ class Spend:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all areas share."""
+    """What all areas share.
+
+    Attributes:
+        cores: Which core is measured, and which carries the rest.
+        sizes: How much is measured.
+        folder: Where everything is kept until the run ends.
+        runner: The event loop of the load generator and the stream upstream.
+        numbers: Numbers of the requests: none comes twice in a run.
+        starters: The targets, by name.
+        upstream_port: Fixed port of the upstream, if any.
+        recorded_within_seconds: How long records may take after the last answer.
+        foreign_shares: Of each round, the share of the two cores that others used.
+    """
 
     cores: Cores
     sizes: Sizes
@@ -61,6 +75,7 @@ class Bench:
     starters: Mapping[str, Starter]
     upstream_port: int | None = None
     recorded_within_seconds: float = 20.0
+    foreign_shares: list[float] = field(default_factory=list)
 
     def open_targets(self, stack: ExitStack, area: str, upstream_port: int) -> list[Target]:
         """Start every target before the given upstream; they end with the stack."""
@@ -103,7 +118,10 @@ class Bench:
         rows_before = recorder.count() if recorder else 0
         database_before = recorder.tree.cpu_seconds() if recorder else 0.0
         cpu_before = target.tree.cpu_seconds()
+        begun = self._read_foreign(target)
         outcome = self.run(load, target.name)
+        ended = self._read_foreign(target)
+        self.foreign_shares.append((ended[1] - begun[1]) / (ended[0] - begun[0]) / 2)
         database_after = self._await_records(target, rows_before + outcome.answered) if recorder else None
         return Spend(
             requests=outcome.answered,
@@ -112,6 +130,13 @@ class Bench:
             elapsed_seconds=outcome.elapsed_seconds,
             latencies_ms=outcome.latencies_ms,
         )
+
+    def _read_foreign(self, target: Target) -> tuple[float, float]:
+        """Read the time, and the seconds that the two cores have spent on neither this run nor its database."""
+        ours = Tree(os.getpid()).cpu_seconds()
+        if target.recorder is not None:
+            ours += target.recorder.tree.cpu_seconds()
+        return time.monotonic(), read_busy_seconds(self.cores) - ours
 
     def _await_records(self, target: Target, expected: int) -> float:
         """Wait until all is recorded; give the database's CPU from before the count, which is ours."""

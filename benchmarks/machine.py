@@ -84,6 +84,17 @@ def pin(core: int, command: Sequence[str]) -> list[str]:
     return [find_tool("taskset", "util-linux"), "--cpu-list", str(core), *command]
 
 
+def read_busy_seconds(cores: Cores) -> float:
+    """Add up how long the two cores have been busy, with whatever, a hypervisor's other guests included."""
+    ticks = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in {f"cpu{cores.measured}", f"cpu{cores.others}"}:
+            user, nice, system, _idle, _wait, interrupts, soft_interrupts, stolen = map(int, fields[:8])
+            ticks += user + nice + system + interrupts + soft_interrupts + stolen
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def describe() -> dict[str, str]:
     """Describe the machine in general terms: nothing in it identifies the machine."""
     memory_kib = int(_read_field(Path("/proc/meminfo"), "MemTotal").split()[0])

@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench import Bench, check_answer
+from benchmarks.bench import Bench, check_answer, check_stream
 from benchmarks.machine import find_tool
 from benchmarks.processes import start
-from benchmarks.upstreams import serve_answers
+from benchmarks.upstreams import Burst, StreamUpstream, serve_answers
 
 _RATE = 500
 _SECONDS = 8
@@ -22,20 +22,30 @@ _ROWS = 40
 _NATIVE = "threads without Python"
 
 
-def profile(bench: Bench, console: Console) -> None:
-    """Print for each target, under a closed loop of chat requests, the functions in which it spends its time.
+def profile(bench: Bench, console: Console, *, stream: bool) -> None:
+    """Print for each target, under a closed loop, the functions in which it spends its time.
 
     Sampling another process's children takes root, or a system that allows tracing.
+
+    Args:
+        bench: The run.
+        console: Where to print.
+        stream: The load is bursts of events in one write; otherwise plain answers.
     """
     with ExitStack() as stack:
-        port = stack.enter_context(serve_answers(bench.folder / "profile" / "nginx", bench.upstream_port))
+        if stream:
+            upstream = StreamUpstream(Burst(bench.sizes.events, one_write=True))
+            port = bench.runner.run(upstream.open(bench.upstream_port))
+        else:
+            port = stack.enter_context(serve_answers(bench.folder / "profile" / "nginx", bench.upstream_port))
         for target in bench.open_targets(stack, "profile", port):
-            load = bench.close_loop(target, bench.sizes.warm_up, check_answer(target))
+            check = check_stream(target, bench.sizes.events) if stream else check_answer(target)
+            load = bench.close_loop(target, bench.sizes.warm_up, check, stream=stream)
             per_second = bench.sizes.warm_up / bench.run(load, target.name).elapsed_seconds
             stacks = bench.folder / f"{target.name}.stacks"
             with start(_sample(target.tree.root, stacks), bench.folder / f"{target.name}-py-spy.log") as sampler:
                 count = int(per_second * _SECONDS)
-                bench.run(bench.close_loop(target, count, check_answer(target)), target.name)
+                bench.run(bench.close_loop(target, count, check, stream=stream), target.name)
                 deadline = time.monotonic() + 30
                 while sampler.child.poll() is None and time.monotonic() < deadline:
                     time.sleep(0.1)

@@ -64,7 +64,8 @@ def _write_page(kept: Mapping[str, Mapping[str, object]]) -> str:
         rows = entry["figures"]
         assert isinstance(machine, dict)
         assert isinstance(rows, list)
-        lines += ["", f"## {area}", "", f"{entry['when']}, {entry['how']}. Machine: {', '.join(machine.values())}.", ""]
+        words = f"{machine['cores']} cores, {machine['memory']}, {machine['kernel']}, Python {machine['python']}"
+        lines += ["", f"## {area}", "", f"{entry['when']}, {entry['how']}. Machine: {words}.", ""]
         lines += ["| figure | target | measured | bar | | note |", "|---|---|---:|---:|---|---|"]
         for row in rows:
             cells = _describe(Figure(**row))[1:]

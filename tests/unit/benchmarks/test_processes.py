@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.machine import Cores, pin, read_busy_seconds
 from benchmarks.processes import Process, ProcessError, choose_port, is_listening, start
 
 # Burns a known amount of CPU in every place where it can hide, says how much, and waits.
@@ -136,3 +137,13 @@ def test_the_environment_and_folder_reach_the_process(tmp_path: Path) -> None:
         process.child.wait(10)
         assert read_burnt(process) == [7.0]
         assert os.fspath(tmp_path.resolve()) in process.last_lines()
+
+
+def test_a_busy_core_is_seen_as_busy(tmp_path: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    cores = Cores(measured=core, others=core)
+    before = read_busy_seconds(cores)
+    code = "import time\nwhile time.process_time() < 0.4: pass\nprint('burnt', time.process_time())"
+    with start(pin(core, run_python(code)), tmp_path / "log") as process:
+        assert process.child.wait(30) == 0
+    assert read_busy_seconds(cores) - before > 0.35
