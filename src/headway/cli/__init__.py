@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from headway import __version__
-from headway.cli import configuration, keys, releases, rollouts, run, terminal
+from headway.cli import configuration, demo, keys, releases, rollouts, run, terminal
 
 app = typer.Typer(name="headway", cls=terminal.Group, no_args_is_help=True, rich_markup_mode="rich")
 
@@ -39,7 +39,7 @@ _COMMANDS = {
         configuration.history,
     ),
     "Traffic": (rollouts.share,),
-    "Serving": (run.run,),
+    "Serving": (run.run, demo.demo),
 }
 
 for panel, commands in _COMMANDS.items():

@@ -60,9 +60,12 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
         logger_factory=lines,
         cache_logger_on_first_use=True,
     )
+    library_level = _LIBRARY_LEVELS[settings.log_level]
+    forwarder = _Forwarder()
+    forwarder.setLevel(library_level)  # also for loggers with a level of their own, such as Granian's
     root = logging.getLogger()
-    root.handlers[:] = [_Forwarder()]
-    root.setLevel(_LIBRARY_LEVELS[settings.log_level])
+    root.handlers[:] = [forwarder]
+    root.setLevel(library_level)
     logging.captureWarnings(capture=True)
 
 

@@ -1,0 +1,220 @@
+"""The demo, step by step: database, model, two releases, traffic, what was recorded."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import signal
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+from rich.text import Text
+
+from headway.cli.demo.asking import Traffic, hold
+from headway.cli.demo.screen import Screen
+from headway.cli.demo.site import APPLICATION, FIRST_RELEASE, SECOND_RELEASE, Site, open_site
+from headway.cli.demo.visitors import RULE
+from headway.cli.terminal import console, run_async
+from headway.clock import SystemClock, utc
+from headway.errors import ConfigurationError
+from headway.runtime import database_url, open_database
+from headway.storage import applications, records
+from headway.testing.smollm import locate_model, serve_smollm
+
+_SHARE = "50%"
+_RECORDED_SECONDS = 20.0
+_POLL_SECONDS = 0.1
+_NO_DATA = "no data"
+
+
+def play(home: Path, *, once: bool) -> None:
+    """Play the demo in a folder; unless ``once``, leave Headway running until Ctrl-C.
+
+    Raises:
+        ConfigurationError: A package of the demo is missing, or the folder cannot be used.
+        CommandError: A step failed.
+        KeyboardInterrupt: It was interrupted before its end.
+    """
+    locate_model()
+    if importlib.util.find_spec("openai") is None:
+        raise ConfigurationError("the demo asks with OpenAI's client, which is not installed: run `make demo` once")
+    signal.signal(signal.SIGTERM, _interrupt)
+    _run(open_site(home), once=once)
+
+
+def _run(site: Site, *, once: bool) -> None:
+    clock = SystemClock()
+    screen = Screen(console, clock)
+    screen.title()
+    with ExitStack() as stack:
+        with screen.step("PostgreSQL, embedded") as notes:
+            stack.enter_context(database_url(site.settings()))
+            notes.append(f"data in {_near(site.home)}")
+        with screen.step("SmolLM2-135M, a real language model, served by llama.cpp") as notes:
+            notes.append(stack.enter_context(serve_smollm(port=site.ports.model)))
+        _configure(site, screen)
+        key = _make_key(site)
+        with screen.command("headway run"):
+            stack.enter_context(site.serve())
+        screen.say(f"  Headway answers on {site.base_url}")
+        began = clock.unix_ms()
+        screen.heading("Four visitors ask the library's help desk, all at once; each answer is streamed and rated.")
+        screen.say(f"{RULE} Nothing else is looked at.")
+        screen.say("The model is tiny: what it makes up, it makes up with confidence.\n")
+        traffic = hold(site.base_url, key, screen)
+        rows = run_async(_recorded(site, traffic, utc(began)))
+        _show_results(screen, traffic, rows)
+        _show_next_steps(screen, site, traffic, running=not once)
+        _show_addresses(site, key)
+        if not once:
+            _wait()
+
+
+def _configure(site: Site, screen: Screen) -> None:
+    """Bring the two releases in, as an operator would."""
+    known = {release["name"]: release for release in _read(site, "releases", "list")}
+    written = site.config.read_text("utf-8") if site.config.exists() else None
+    if written in (None, site.configuration(FIRST_RELEASE)):
+        if FIRST_RELEASE not in known:
+            site.write_configuration(FIRST_RELEASE)
+            _command(site, screen, "apply", "--yes")
+        site.write_configuration(SECOND_RELEASE)
+        screen.say(f"{_near(site.config)}: release {FIRST_RELEASE} -> {SECOND_RELEASE}: its prompt now tells the facts")
+    elif written != site.configuration(SECOND_RELEASE):
+        screen.say(f"{_near(site.config)} was changed: it is applied as it is")
+    _command(site, screen, "apply", "--yes")
+    known = {release["name"]: release for release in _read(site, "releases", "list", APPLICATION)}
+    waits = SECOND_RELEASE in known and not known[SECOND_RELEASE]["role"]
+    if waits and not any(release["role"] == "candidate" for release in known.values()):
+        _command(site, screen, "share", APPLICATION, SECOND_RELEASE, _SHARE, "--reason", "side by side in the demo")
+
+
+def _command(site: Site, screen: Screen, *arguments: str) -> None:
+    with screen.command(f"headway {shlex.join(arguments)}"):
+        printed = site.run(*arguments)
+    for line in printed.splitlines():
+        if not line.startswith("Next,"):
+            screen.say(f"  {line}")
+
+
+def _read(site: Site, *arguments: str) -> Any:
+    return msgspec.json.decode(site.run(*arguments, "--json"))
+
+
+def _make_key(site: Site) -> str:
+    """Take the key of an earlier run while it is good, or make one."""
+    old = site.read_key()
+    active = (key["hint"] for key in _read(site, "keys", "list") if key["state"] == "active")
+    if old is not None and any(old.startswith(hint) for hint in active):
+        key = old
+    else:
+        scopes = ("invoke", "pin", "feedback", "view", "admin")
+        key = site.run("keys", "create", "demo", *(part for scope in scopes for part in ("--scope", scope))).strip()
+    site.write_variables(key)
+    return key
+
+
+async def _recorded(site: Site, traffic: Traffic, since: datetime) -> list[dict[str, Any]]:
+    """Read what each release did, once everything that was asked is written."""
+    clock = SystemClock()
+    deadline = clock.monotonic_seconds() + _RECORDED_SECONDS
+    async with open_database(site.settings()) as database:
+        while True:
+            async with database.connection() as connection:
+                application = await applications.find_application(connection, APPLICATION)
+                until = utc(clock.unix_ms() + 1000)
+                rows = await records.summarise(connection, application.number, since, until)
+            missing = traffic.asked - sum(row["interactions"] for row in rows)
+            if missing <= 0 or clock.monotonic_seconds() > deadline:
+                return rows
+            await clock.sleep(_POLL_SECONDS)
+
+
+def _show_results(screen: Screen, traffic: Traffic, rows: list[dict[str, Any]]) -> None:
+    figures = {str(row["release"]): _figures(row) for row in rows}
+    screen.compare("What Headway recorded in this run", figures)
+    screen.say("Cost is as if the model were hosted.")
+    if traffic.problems:
+        screen.say(f"{len(traffic.problems)} questions got no answer: {traffic.problems[0]}")
+    if traffic.report:
+        screen.say(f"One issue was reported, with the ids of bad answers: {traffic.report}")
+
+
+def _figures(row: dict[str, Any]) -> dict[str, str]:
+    thumbs = next((item for item in row.get("feedback", ()) if item["metric"] == "thumbs_up"), None)
+    return {
+        "requests": str(row["interactions"]),
+        "conversations": _shown(row.get("units"), "{}"),
+        "errors": _shown(row.get("errors"), "{}"),
+        "first token, median": _shown(row.get("first_token_p50_ms"), "{:.0f} ms"),
+        "whole answer, median": _shown(row.get("latency_p50_ms"), "{:.0f} ms"),
+        "whole answer, 95 % within": _shown(row.get("latency_p95_ms"), "{:.0f} ms"),
+        "of it Headway's own, median": _shown(row.get("overhead_p50_ms"), "{:.1f} ms"),
+        "input tokens": _shown(row.get("input_tokens"), "{:,}"),
+        "output tokens": _shown(row.get("output_tokens"), "{:,}"),
+        "cost": _shown(row.get("cost_usd"), "${:.6f}"),
+        "👍": _NO_DATA if thumbs is None else _share_of(thumbs["mean"], thumbs["values"]),
+    }
+
+
+def _share_of(mean: float, values: int) -> str:
+    return f"{mean:.0%} ({mean * values:.0f} of {values})"
+
+
+def _shown(value: Any, form: str) -> str:
+    return _NO_DATA if value is None else form.format(value)
+
+
+def _show_next_steps(screen: Screen, site: Site, traffic: Traffic, *, running: bool) -> None:
+    rated = next((ids[-1] for ids in traffic.bad.values()), None)
+    if running:
+        screen.heading("Now it is your turn. In another terminal:")
+    else:
+        screen.heading("That was the demo; Headway stops. `headway demo` leaves it running. Then, in another terminal:")
+    screen.shell(f"source {shlex.quote(str(_near(site.variables)))}", "this demo's URLs and key")
+    ask = '{"model": "support", "messages": [{"role": "user", "content": "What does printing cost?"}]}'
+    send = '-H "Authorization: Bearer $OPENAI_API_KEY" -H "Content-Type: application/json"'
+    screen.shell(f"curl -s $OPENAI_BASE_URL/chat/completions {send} -d '{ask}'")
+    if rated:
+        rating = msgspec.json.encode({"interaction_id": rated, "metric": "thumbs_up", "value": False}).decode()
+        screen.shell(f"curl -s $OPENAI_BASE_URL/feedback {send} -d '{rating}'", "with the id of an answer")
+    screen.shell("headway releases list", "who gets which share")
+    screen.shell(f"headway share {APPLICATION} {SECOND_RELEASE} 100%", "the better one for everybody")
+    screen.shell("headway feedback list")
+    screen.shell("headway reports list")
+    screen.shell("headway diff 1 2", "what the two releases differ in")
+
+
+def _show_addresses(site: Site, key: str) -> None:
+    console.print()
+    for name, value in (
+        ("data plane", f"{site.base_url} (an OpenAI base URL)"),
+        ("control plane", site.control_url),
+        ("API key", key),
+        ("configuration", str(_near(site.config))),
+        ("log", str(_near(site.log))),
+    ):
+        console.print(Text.assemble((f"  {name:<15}", "dim"), value), soft_wrap=True)
+    console.print()
+
+
+def _wait() -> None:
+    console.print(Text("Headway runs until you press Ctrl-C.", "bold"))
+    try:
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        console.print(Text("\nHeadway stops.", "dim"))
+
+
+def _near(path: Path) -> Path:
+    """Write a path the short way, if it is below the current folder."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
