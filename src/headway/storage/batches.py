@@ -48,9 +48,11 @@ _INSERT_UNITS = _composed(
     " SELECT rollout, unit, arm, stage, first_at, events, ARRAY[stable_bin, candidate_bin] FROM {}"
     " ON CONFLICT DO NOTHING RETURNING rollout, unit"
 )
+# Materialized: the filter must see the rows as they are once they are locked, not as the snapshot has them.
 _LOCK_UNITS = _composed(
-    "SELECT rollout, unit, events FROM (SELECT s.rollout, s.unit, s.events FROM unit_state AS s"
-    " JOIN {} USING (rollout, unit) ORDER BY s.rollout, s.unit FOR NO KEY UPDATE OF s) AS locked WHERE events <> 0"
+    "WITH locked AS MATERIALIZED (SELECT s.rollout, s.unit, s.events FROM unit_state AS s"
+    " JOIN {} USING (rollout, unit) ORDER BY s.rollout, s.unit FOR NO KEY UPDATE OF s)"
+    " SELECT rollout, unit, events FROM locked WHERE events <> 0"
 )
 # headway.domain.evidence.UnitState.add; what is the same already is not written again.
 _ADVANCE_UNITS = _composed(
