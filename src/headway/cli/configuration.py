@@ -38,7 +38,7 @@ FileArgument = Annotated[
 
 _SIGNS = {"created": ("+", "green"), "changed": ("~", "yellow"), "removed": ("-", "red")}
 _RELEASE_NOTES = {
-    "live": "the application's first release: it gets all traffic at once",
+    "live": "is the application's first and gets all traffic at once",
     "stable": "has the traffic already",
     "running": "is being rolled out already",
     "candidate": "waits as a candidate; traffic stays where it is",
@@ -130,9 +130,6 @@ def apply(
         emit_json({"plan": applied.plan, "entry": applied.entry, "snapshot": applied.snapshot})
         return
     console.print(Text(f"Applied as configuration {applied.entry}.", style="green"))
-    for release in applied.plan.releases:
-        if release.next_step:
-            console.print(Text(f"Next, to roll out {release.release}: {release.next_step}"), soft_wrap=True)
 
 
 def diff(
@@ -261,7 +258,8 @@ def _show_changes(changes: Iterable[Change]) -> None:
 
 def _describe(release: ReleasePlan) -> str:
     new = "new release" if release.new else "release"
-    return f"  {release.application}: {new} {release.release} {_RELEASE_NOTES[release.action]}"
+    next_step = f"\n    to roll it out: {release.next_step}" if release.next_step else ""
+    return f"  {release.application}: {new} {release.release} {_RELEASE_NOTES[release.action]}{next_step}"
 
 
 def _unresolved(specification: Specification) -> list[str]:

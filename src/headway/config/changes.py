@@ -127,7 +127,8 @@ def _line_counts(before: str, after: str) -> str:
     lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
     added = sum(line.startswith("+ ") for line in lines)
     removed = sum(line.startswith("- ") for line in lines)
-    return f"{added} lines added, {removed} removed" if added or removed else "white space at the end"
+    plural = "line" if added == 1 else "lines"
+    return f"{added} {plural} added, {removed} removed" if added or removed else "white space at the end"
 
 
 def _shown(value: Any) -> str:

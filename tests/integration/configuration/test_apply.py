@@ -101,7 +101,7 @@ async def test_a_changed_release_waits_as_a_candidate(database: Database, projec
     )
     (change,) = applied.plan.changes
     assert change.subject == "application support"
-    assert "release.prompt: 1 lines added, 1 removed" in change.details
+    assert "release.prompt: 1 line added, 1 removed" in change.details
     route = (await snapshot(database)).applications["support"]
     assert route.stable == stable
     assert route.rollout is None

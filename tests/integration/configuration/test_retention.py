@@ -166,7 +166,8 @@ async def test_many_make_the_same_day_at_once_and_wait_for_no_reader(database: D
         assert list(await retention.list_days(connection)) == [TODAY]
         cursor = await connection.execute(
             "SELECT parent.relname FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid"
-            " JOIN pg_class parent ON parent.oid = inhparent WHERE child.relname LIKE 'interaction_20260320_%' ORDER BY 1"
+            " JOIN pg_class parent ON parent.oid = inhparent WHERE child.relname LIKE 'interaction_20260320_%'"
+            " ORDER BY 1"
         )
         indexes = [name for (name,) in await cursor.fetchall()]
     assert indexes == ["interaction_conversation", "interaction_pkey", "interaction_release"]
