@@ -11,7 +11,7 @@ import structlog
 from headway.clock import Clock, elapsed_ms, utc
 from headway.domain.interaction import Interaction, Operation
 from headway.domain.release import Prices
-from headway.domain.snapshot import KeyRoute, Snapshot
+from headway.domain.snapshot import ApplicationRoute, KeyRoute, Snapshot
 from headway.errors import HeadwayError, InvalidRequestError, NotFoundError, ProviderError
 from headway.gateway.answers import JunkError, rewrite_answer
 from headway.gateway.calls import Caller, Opened
@@ -32,6 +32,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 _JSON = b"application/json"
 _EVENTS = b"text/event-stream; charset=utf-8"
 CLIENT_GONE = 499
+_RECORDED_BYTES = 1024 * 1024
 
 
 class Reply(Protocol):
@@ -150,12 +151,11 @@ class Gateway:
         started = self._clock.monotonic_seconds()
         parsed = parse_request(operation, body, model)
         name, _, pinned = parsed.model.partition("@")
-        snapshot = self.snapshot
-        application = find_application(snapshot, key, name)
+        application = find_application(self.snapshot, key, name)
         self._quota.admit(key)
         cost: float | None = None
         try:
-            exchange = await self._assign(parsed, application.name, pinned or None, key, headers, started)
+            exchange = await self._assign(parsed, application, pinned or None, key, headers, started)
             try:
                 await self._answer(exchange, reply)
             finally:
@@ -166,44 +166,33 @@ class Gateway:
     async def _assign(
         self,
         parsed: ParsedRequest,
-        name: str,
+        application: ApplicationRoute,
         pinned: str | None,
         key: KeyRoute,
         headers: Mapping[bytes, bytes],
         started: float,
     ) -> _Exchange:
-        snapshot, signer = self.snapshot, self.signer
-        application = snapshot.applications[name]
-        interaction_uuid = uuid7(self._clock.unix_ms())
-        own = interaction_uuid.hex()
-        header = headers.get(b"x-headway-unit", b"").decode("latin-1")
-        previous: ResponseLink | None = None
-        if parsed.previous_response_id is not None:
-            earlier = self._read_previous(parsed.previous_response_id, key)
-            route = continue_from(snapshot, application, earlier)
-            previous = await self._conversations.find(earlier.uuid)
-            unit = Unit(previous.unit, previous.conversation)
-        else:
-            unit = choose_unit(snapshot, application, key, parsed, header, own)
-            route = choose_release(snapshot, application, key, unit.name, pinned)
-        hashed = signer.hash_unit(unit.name)
+        identifier = uuid7(self._clock.unix_ms())
+        route, unit, previous = await self._place(parsed, application, pinned, key, headers, identifier.hex())
+        release = route.release
+        hashed = self.signer.hash_unit(unit.name)
         identity = InteractionId(
-            route.kind,
-            interaction_uuid,
-            application.number,
-            route.release.number,
-            route.rollout,
-            route.stage,
-            route.arm,
-            0,
-            hashed,
-            key.number,
-        )
-        answer_id = signer.issue(identity).encode()
-        interaction = Interaction(
-            id=interaction_uuid,
+            kind=route.kind,
+            uuid=identifier,
             application=application.number,
-            release=route.release.number,
+            release=release.number,
+            rollout=route.rollout,
+            stage=route.stage,
+            arm=route.arm,
+            choice=0,
+            unit=hashed,
+            key=key.number,
+        )
+        answer_id = self.signer.issue(identity).encode()
+        interaction = Interaction(
+            id=identifier,
+            application=application.number,
+            release=release.number,
             rollout=route.rollout,
             stage=route.stage,
             arm=int(route.arm),
@@ -215,23 +204,35 @@ class Gateway:
             user=parsed.user,
             operation=parsed.operation,
             stream=parsed.stream,
-            request=parsed.body if application.record_content else None,
+            request=_recorded(parsed.body) if application.record_content else None,
         )
-        return _Exchange(
-            parsed=parsed,
-            route=route,
-            unit=unit,
-            interaction=interaction,
-            answer_id=answer_id,
-            previous=previous,
-            started=started,
-            headers=(
-                (b"x-headway-interaction", answer_id),
-                (b"x-headway-release", route.release.name.encode()),
-                (b"x-request-id", answer_id),
-            ),
-            trace=self._tracing.begin(headers, parsed.operation, name) if self._tracing is not None else None,
+        ids: Headers = (
+            (b"x-headway-interaction", answer_id),
+            (b"x-headway-release", release.name.encode()),
+            (b"x-request-id", answer_id),
         )
+        trace = self._tracing.begin(headers, parsed.operation, application.name) if self._tracing is not None else None
+        return _Exchange(parsed, route, unit, interaction, answer_id, previous, started, ids, trace)
+
+    async def _place(
+        self,
+        parsed: ParsedRequest,
+        application: ApplicationRoute,
+        pinned: str | None,
+        key: KeyRoute,
+        headers: Mapping[bytes, bytes],
+        own: str,
+    ) -> tuple[Route, Unit, ResponseLink | None]:
+        """Find the request's unit and release; a later turn of a stored response keeps those of the earlier one."""
+        snapshot = self.snapshot
+        if parsed.previous_response_id is None:
+            header = headers.get(b"x-headway-unit", b"").decode("latin-1")
+            unit = choose_unit(snapshot, application, key, parsed, header, own)
+            return choose_release(snapshot, application, key, unit.name, pinned), unit, None
+        earlier = self._read_previous(parsed.previous_response_id, key)
+        route = continue_from(snapshot, application, earlier)
+        previous = await self._conversations.find(earlier.uuid)
+        return route, Unit(previous.unit, previous.conversation), previous
 
     def _read_previous(self, text: str, key: KeyRoute) -> InteractionId:
         try:
@@ -283,8 +284,9 @@ class Gateway:
         interaction = exchange.interaction
         came = self._clock.monotonic_seconds()
         status = opened.answer.status
-        body = opened.body
+        body, content_type = opened.body, _JSON
         if opened.content is None:
+            content_type = opened.answer.headers.get("Content-Type", "application/json").encode()
             interaction.error, interaction.release_error, interaction.filtered = judge_rejection(body)
         else:
             previous = exchange.parsed.previous_response_id
@@ -294,9 +296,9 @@ class Gateway:
             if interaction.operation == "responses":
                 await self._keep_link(exchange, opened)
             if interaction.request is not None:
-                interaction.answer = body
+                interaction.answer = _recorded(body)
         interaction.overhead_ms += elapsed_ms(came, self._clock.monotonic_seconds())
-        await reply.whole(status, _JSON, body, exchange.headers)
+        await reply.whole(status, content_type, body, exchange.headers)
         interaction.status = status
 
     async def _pass_stream(self, exchange: _Exchange, opened: Opened, reply: Reply) -> None:
@@ -343,7 +345,7 @@ class Gateway:
             await reply.end()
         finally:
             if interaction.request is not None:
-                interaction.answer = rewriter.transcript()
+                interaction.answer = _recorded(rewriter.transcript())
 
     def _rewriter(self, exchange: _Exchange) -> StreamRewriter:
         parsed, interaction = exchange.parsed, exchange.interaction
@@ -396,6 +398,13 @@ class Gateway:
                 attempts=interaction.attempts,
             )
         return interaction.cost_usd
+
+
+def _recorded(body: bytes) -> bytes:
+    """Give what is recorded of a body: all of it, or how large it was (pictures make for large prompts)."""
+    if len(body) <= _RECORDED_BYTES:
+        return body
+    return msgspec.json.encode({"headway": f"not recorded: {len(body)} bytes, more than {_RECORDED_BYTES}"})
 
 
 def cost_of(interaction: Interaction, prices: Prices | None) -> float | None:

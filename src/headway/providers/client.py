@@ -10,7 +10,7 @@ import email.utils
 import io
 import math
 from collections.abc import AsyncIterator, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 import aiohttp
@@ -23,6 +23,7 @@ from headway.providers.credentials import Credentials
 
 _PATHS: dict[Operation, str] = {"chat": "/chat/completions", "responses": "/responses", "embeddings": "/embeddings"}
 Progress = Literal["not_connected", "no_answer", "answering"]
+_TARGETS = 1000  # remembered; configurations change
 _LARGE_BODY_BYTES = 1024 * 1024
 
 
@@ -85,13 +86,18 @@ class ProviderAnswer:
         self._response.close()
 
 
+class _Target(NamedTuple):
+    url: URL
+    timeout: aiohttp.ClientTimeout
+
+
 class ProviderClient:
     """Calls deployments over pooled connections; limits are the caller's business."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[tuple[Endpoint, Operation], URL] = {}
+        self._targets: dict[tuple[Deployment, Operation], _Target] = {}
 
     async def start(self) -> None:
         """Open the connection pool."""
@@ -120,16 +126,13 @@ class ProviderClient:
         headers = await self._credentials.headers(deployment)
         if trace:
             headers = {**headers, **trace}
-        limits = deployment.operation
-        timeout = aiohttp.ClientTimeout(
-            total=limits.total_seconds, sock_connect=limits.connect_seconds, sock_read=limits.first_token_seconds
-        )
+        target = self._target(deployment, operation)
         try:
             response = await self._session.post(
-                self._url(deployment.endpoint, operation),
+                target.url,
                 data=body if len(body) <= _LARGE_BODY_BYTES else io.BytesIO(body),  # a file is sent in portions
                 headers=headers,
-                timeout=timeout,
+                timeout=target.timeout,
                 allow_redirects=False,
             )
         except aiohttp.ConnectionTimeoutError as error:
@@ -140,11 +143,18 @@ class ProviderClient:
             raise _failed(error, "no_answer") from error
         return ProviderAnswer(response)
 
-    def _url(self, endpoint: Endpoint, operation: Operation) -> URL:
-        url = self._urls.get((endpoint, operation))
-        if url is None:
-            url = self._urls[endpoint, operation] = URL(call_url(endpoint, operation), encoded=True)
-        return url
+    def _target(self, deployment: Deployment, operation: Operation) -> _Target:
+        target = self._targets.get((deployment, operation))
+        if target is None:
+            if len(self._targets) >= _TARGETS:
+                self._targets.clear()
+            url = URL(call_url(deployment.endpoint, operation), encoded=True)
+            limits = deployment.operation
+            timeout = aiohttp.ClientTimeout(
+                total=limits.total_seconds, sock_connect=limits.connect_seconds, sock_read=limits.first_token_seconds
+            )
+            target = self._targets[deployment, operation] = _Target(url, timeout)
+        return target
 
 
 def call_url(endpoint: Endpoint, operation: Operation) -> str:
