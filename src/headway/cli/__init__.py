@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from headway import __version__
-from headway.cli import configuration, demo, keys, releases, rollouts, run, terminal
+from headway.cli import (
+    configuration,
+    demo,
+    feedback,
+    interactions,
+    keys,
+    releases,
+    reports,
+    rollouts,
+    run,
+    terminal,
+)
 
 app = typer.Typer(name="headway", cls=terminal.Group, no_args_is_help=True, rich_markup_mode="rich")
 
@@ -27,6 +38,7 @@ def headway(
 
 _GROUPS = {
     "Traffic": {"releases": releases.app, "rollouts": rollouts.app},
+    "Records": {"interactions": interactions.app, "feedback": feedback.app, "reports": reports.app},
     "Access": {"keys": keys.app},
 }
 _COMMANDS = {

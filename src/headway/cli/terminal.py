@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
+import re
 import sys
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -21,6 +22,7 @@ from headway.errors import HeadwayError
 
 T = TypeVar("T")
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PIPED_COLUMNS = 200  # of a table that goes into a file: nobody sees the edge of the window
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_COLUMNS)
@@ -108,7 +110,8 @@ def cell(value: Any) -> str:
         return ", ".join(cell(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value)
+    # What users wrote must not steer the terminal.
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
 
 
 def is_interactive() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, LiteralString
@@ -112,7 +112,7 @@ async def read_page(
 
 async def stream(
     connection: Connection, listing: Listing, conditions: Sequence[Condition] = ()
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """Read a list from end to end in bounded memory, as it stood at the first row."""
     applying, values = _applying(conditions)
     async with connection.cursor("headway_stream", row_factory=dict_row) as rows:
