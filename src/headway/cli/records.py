@@ -69,12 +69,15 @@ def export(listing: Listing, conditions: Sequence[Condition], output: Path | Non
 
 async def _read_first(listing: Listing, conditions: Sequence[Condition], limit: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    async with open_database(load_settings()) as database, database.connection() as connection:
-        async with aclosing(stream(connection, listing, conditions)) as rows:
-            async for row in rows:
-                found.append(row)
-                if len(found) == limit:
-                    break
+    async with (
+        open_database(load_settings()) as database,
+        database.connection() as connection,
+        aclosing(stream(connection, listing, conditions)) as rows,
+    ):
+        async for row in rows:
+            found.append(row)
+            if len(found) == limit:
+                break
     return found
 
 
