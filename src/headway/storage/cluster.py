@@ -126,6 +126,10 @@ class Postmaster:
             return self._child.poll() is None
         return self._is_ours(self.pid)
 
+    def was_killed(self) -> bool:
+        """True when it was our child and has ended by SIGKILL."""
+        return self._child is not None and self._child.poll() == -signal.SIGKILL
+
     def stop(self) -> None:
         """Stop the server: fast, then at once, then by force. Committed data survives each of them."""
         for number, seconds in ((signal.SIGINT, 60), (signal.SIGQUIT, 5), (signal.SIGKILL, 5)):
@@ -225,7 +229,7 @@ class Cluster:
         if found is None or not self._is_ours(found.pid):
             return None
         postmaster = Postmaster(found.pid, None, self._is_ours)
-        _wait(lambda: self._ready(postmaster) or not postmaster.alive())
+        _wait(partial(self._settled, postmaster))
         return postmaster if postmaster.alive() else None
 
     def start(self) -> Postmaster:
@@ -234,6 +238,19 @@ class Cluster:
         Raises:
             EmbeddedPostgresError: It ended instead; with the last lines of its log.
         """
+        attempts = 3
+        while True:
+            postmaster, before = self._launch()
+            _wait(partial(self._settled, postmaster))
+            if postmaster.alive():
+                return postmaster
+            attempts -= 1
+            if (
+                attempts == 0 or not postmaster.was_killed()
+            ):  # to be killed in the start says nothing about the next one
+                raise EmbeddedPostgresError(f"PostgreSQL did not start:\n{log_tail(self._layout, before)}")
+
+    def _launch(self) -> tuple[Postmaster, int]:
         layout = self._layout
         self._open_home()
         self._clear()
@@ -254,11 +271,7 @@ class Cluster:
         with layout.open(layout.log) as log:
             before = log.seek(0, os.SEEK_END)
             child = self._spawn(self._account, command, stdin=subprocess.DEVNULL, output=log)
-        postmaster = Postmaster(child.pid, child, self._is_ours)
-        _wait(lambda: self._ready(postmaster) or not postmaster.alive())
-        if not postmaster.alive():
-            raise EmbeddedPostgresError(f"PostgreSQL did not start:\n{log_tail(layout, before)}")
-        return postmaster
+        return Postmaster(child.pid, child, self._is_ours), before
 
     def tidy(self) -> None:
         """Remove what the stopped server leaves outside home."""
@@ -408,9 +421,10 @@ class Cluster:
         except (FileNotFoundError, ProcessLookupError):
             return None
 
-    def _ready(self, postmaster: Postmaster) -> bool:
+    def _settled(self, postmaster: Postmaster) -> bool:
         found = read_pid_file(self._layout.data)
-        return found is not None and found.pid == postmaster.pid and found.status == "ready"
+        ready = found is not None and found.pid == postmaster.pid and found.status == "ready"
+        return ready or not postmaster.alive()
 
     def _run(self, account: Account, command: Sequence[str | Path], text: str = "") -> None:
         process = self._spawn(account, command, stdin=subprocess.PIPE, output=subprocess.PIPE)

@@ -126,7 +126,8 @@ def _bring_up(layout: Layout, timeout_seconds: float, clock: Clock, *, create: b
     while True:
         if not _has_guardian(layout):
             _start_guardian(layout, max(1.0, deadline - clock.monotonic_seconds()), create=create)
-        if _has_guardian(layout) and PGconn.ping(_url(layout).encode()) == Ping.OK:
+        # Asked only once it says so itself: each question to a server that still recovers leaves a line in its log.
+        if _has_guardian(layout) and _says_ready(layout) and PGconn.ping(_url(layout).encode()) == Ping.OK:
             return
         if clock.monotonic_seconds() > deadline:
             raise _late(layout)
@@ -157,6 +158,11 @@ def _start_guardian(layout: Layout, timeout_seconds: float, *, create: bool) -> 
 def _has_guardian(layout: Layout) -> bool:
     with layout.open(layout.guardian) as lock:
         return not try_lock(lock, exclusive=False)
+
+
+def _says_ready(layout: Layout) -> bool:
+    found = read_pid_file(layout.data)
+    return found is not None and found.status == "ready"
 
 
 def _seems_ready(layout: Layout) -> bool:
