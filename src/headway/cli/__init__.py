@@ -11,6 +11,7 @@ from headway.cli import (
     feedback,
     interactions,
     keys,
+    postgres,
     releases,
     reports,
     rollouts,
@@ -57,6 +58,7 @@ _COMMANDS = {
 for panel, commands in _COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.command(rich_help_panel="Serving", context_settings=postgres.CONTEXT)(postgres.postgres)
 for panel, groups in _GROUPS.items():
     for name, group in groups.items():
         app.add_typer(group, name=name, rich_help_panel=panel)
