@@ -30,6 +30,20 @@ _READY_SECONDS = 2.0
 
 def create_app(services: ControlServices) -> FastAPI:
     """Make the control plane's application."""
+    app = _make_app()
+    app.state.services = services
+    app.add_middleware(Guard, snapshot=services.snapshot, clock=services.clock, guarded=(PREFIX, _METRICS))
+    document = tidy(app.openapi())
+    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own way to change it
+    return app
+
+
+def controlplane_document() -> dict[str, Any]:
+    """Give the control plane's OpenAPI document."""
+    return tidy(_make_app().openapi())
+
+
+def _make_app() -> FastAPI:
     app = FastAPI(
         title="Headway control plane",
         version=__version__,
@@ -38,7 +52,6 @@ def create_app(services: ControlServices) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.services = services
     for part, tag in (
         (traffic_routes, "traffic"),
         (record_routes, "records"),
@@ -50,9 +63,6 @@ def create_app(services: ControlServices) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
-    app.add_middleware(Guard, snapshot=services.snapshot, clock=services.clock, guarded=(PREFIX, _METRICS))
-    generate = app.openapi
-    app.openapi = lambda: tidy(generate())  # type: ignore[method-assign]  # FastAPI's own way to change it
     return app
 
 

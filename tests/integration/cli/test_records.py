@@ -150,8 +150,8 @@ async def test_export_streams_in_bounded_memory(world: World, database_url: str)
     async with world.database.connection() as connection:
         await connection.execute("SELECT ensure_interaction_partition('2026-01-02')")
         await connection.execute(
-            "INSERT INTO interaction SELECT '2026-01-02Z'::timestamptz + n * interval '1 s', gen_random_uuid(), 1, 1, 0,"
-            " 0, 0, 3, 'unit', false, 1, 'c', NULL, 'chat', false, 200, NULL, false, false, false, false, 'd', 1, 0,"
+            "INSERT INTO interaction SELECT '2026-01-02Z'::timestamptz + n * interval '1 s', gen_random_uuid(), 1, 1,"
+            " 0, 0, 0, 3, 'unit', false, 1, 'c', NULL, 'chat', false, 200, NULL, false, false, false, false, 'd', 1, 0,"
             " false, NULL, NULL, NULL, NULL, 1, 0, 1, NULL, NULL, 1, 1, 0, repeat(md5(n::text), 640), NULL"
             " FROM generate_series(1, 10000) AS n"
         )
