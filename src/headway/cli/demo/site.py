@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -209,11 +209,6 @@ def open_site(home: Path) -> Site:
         ports = Ports(_free_port(), data, control)
     memory.write_bytes(msgspec.json.encode(ports))
     return Site(home, ports)
-
-
-def shell_lines(variables: Mapping[str, str]) -> list[str]:
-    """Write variables as lines of a shell."""
-    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
 def _headway() -> list[str]:

@@ -1,0 +1,53 @@
+"""The demo as a newcomer runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HEADWAY = [sys.executable, "-m", "headway"]
+QUESTIONS = 17
+
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(600)]
+
+
+def run(folder: Path, *arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADWAY_")}
+    command = [*HEADWAY, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def read(folder: Path, *arguments: str) -> Any:
+    variables = 'set -a; . .headway-demo/env; shift; exec "$@"'
+    command = ["sh", "-c", variables, "sh", "-", *HEADWAY, *arguments, "--json"]
+    return json.loads(subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout)
+
+
+def test_the_demo_answers_rates_reports_and_shows_what_was_recorded(tmp_path: Path, proof: bool) -> None:
+    told = run(tmp_path, "demo", "--once")
+    assert told.count("👍 names") + told.count("👎") == QUESTIONS
+    assert "no data" not in told
+    assert "questions got no answer" not in told
+    assert "source .headway-demo/env" in told
+    assert {release["name"] for release in read(tmp_path, "releases", "list", "support")} == {"plain", "facts"}
+    interactions = read(tmp_path, "interactions", "list", "--limit", "100")
+    assert len(interactions) == QUESTIONS
+    assert {interaction["status"] for interaction in interactions} == {200}
+    assert {interaction["release"] for interaction in interactions} == {"plain", "facts"}
+    ratings = read(tmp_path, "feedback", "list", "--limit", "100")
+    assert len(ratings) == QUESTIONS
+    assert {rating["release"] for rating in ratings} == {"plain", "facts"}
+    assert len(read(tmp_path, "reports", "list")) == 1
+
+    if proof:
+        again = run(tmp_path, "demo", "--once")
+        assert "headway share" not in again.partition("In another terminal")[0].partition("$ headway run")[0]
+        assert len(read(tmp_path, "interactions", "list", "--limit", "100")) == 2 * QUESTIONS
