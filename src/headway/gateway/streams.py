@@ -377,7 +377,8 @@ class _Choice:
                 message[name] = [item for part in parts for item in (part if isinstance(part, list) else [part])]
         if self._calls:
             message["tool_calls"] = list(self._calls.values())
-            message["content"] = message["content"] or None
+        if self._calls or "refusal" in message:
+            message["content"] = message["content"] or None  # Streams begin with an empty text, whatever follows.
         return {"message": message, "finish_reason": self._finish_reason}
 
 
