@@ -173,7 +173,7 @@ class Cluster:
         if major != str(MAJOR):
             raise EmbeddedPostgresError(
                 f"{data} was made by PostgreSQL {major}, this Headway brings PostgreSQL {MAJOR}: dump it with the"
-                f" Headway that made it, move {data} away and restore the dump (docs/howto/upgrade.md)"
+                f" Headway that made it, move {data} away and restore the dump (docs/howto/backup-restore-upgrade.md)"
             )
         return True
 
