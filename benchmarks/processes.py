@@ -90,9 +90,9 @@ class Process:
                 raise ProcessError(f"{what} was not ready after {seconds:.0f} s:\n{self.last_lines()}")
             time.sleep(0.02)
 
-    def last_lines(self, count: int = 20) -> str:
-        """Give the last lines it printed."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+    def last_lines(self, count: int = 8) -> str:
+        """Give the last lines it printed, long ones cut."""
+        return "\n".join(line[:400] for line in self.log.read_text(errors="replace").splitlines()[-count:])
 
     def stop(self, first_signal: int) -> None:
         """End the process, politely first; what is left of its tree is killed."""
