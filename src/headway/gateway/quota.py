@@ -13,6 +13,7 @@ from headway.clock import Clock, utc
 from headway.domain.snapshot import KeyRoute
 from headway.errors import ConcurrencyLimitError, CostCapError, RateLimitError
 from headway.gateway.scoreboard import Scoreboard
+from headway.storage.batches import KeyUsage
 
 
 class Quota:
@@ -72,16 +73,16 @@ class Quota:
             self._pending_usd.clear()
         return self._recorded_usd.get(key, 0.0) + self._pending_usd.get(key, 0.0)
 
-    def note_recorded(self, key: int, total_usd: float, batch_usd: float) -> None:
+    def note_recorded(self, usage: KeyUsage) -> None:
         """Take over a batch's cost from this worker's account to the database's.
 
-        Args:
-            key: Number of the key.
-            total_usd: What the database has for this month, the batch included.
-            batch_usd: What of it this batch brought.
+        A batch may bring the last requests of the month before: these are not part of this month's total.
         """
-        self._recorded_usd[key] = max(total_usd, self._recorded_usd.get(key, 0.0))
-        self._pending_usd[key] = max(0.0, self._pending_usd.get(key, 0.0) - batch_usd)
+        spent = self.spent_usd(usage.key, self._clock.unix_ms())
+        recorded = self._recorded_usd.get(usage.key, 0.0)
+        self._pending_usd[usage.key] = max(0.0, spent - recorded - usage.batch_usd)
+        if usage.month == self._month:
+            self._recorded_usd[usage.key] = max(usage.cost_usd, recorded)
 
     def note_totals(self, month: str, totals_usd: dict[int, float]) -> None:
         """Take the database's totals of a month (``YYYY-MM``) as polled."""
