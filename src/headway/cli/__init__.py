@@ -11,6 +11,7 @@ from headway.cli import (
     feedback,
     interactions,
     keys,
+    openapi,
     postgres,
     releases,
     reports,
@@ -52,7 +53,7 @@ _COMMANDS = {
         configuration.history,
     ),
     "Traffic": (rollouts.share,),
-    "Serving": (run.run, demo.demo),
+    "Serving": (run.run, demo.demo, openapi.openapi),
 }
 
 for panel, commands in _COMMANDS.items():

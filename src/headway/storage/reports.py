@@ -119,14 +119,13 @@ async def change(connection: Connection, wanted: Change) -> None:
         LimitError: It has as many events as it takes.
     """
     cursor = await connection.execute(
-        "SELECT version, status, severity, (SELECT count(*) FROM report_event WHERE report_id = p.id) FROM report p"
-        " WHERE id = %s AND (%s::int IS NULL OR key = %s) FOR UPDATE",
+        "SELECT version, status, severity FROM report WHERE id = %s AND (%s::int IS NULL OR key = %s) FOR UPDATE",
         (wanted.id, wanted.key, wanted.key),
     )
     found = await cursor.fetchone()
     if found is None:
         raise _missing(wanted.id)
-    version, old_status, old_severity, events = found
+    version, old_status, old_severity = found
     if wanted.version is not None and wanted.version != version:
         message = f"the report is at version {version}, not {wanted.version}: somebody changed it; read it again"
         raise ConflictError(message, code="version_conflict", param="version")
@@ -135,6 +134,9 @@ async def change(connection: Connection, wanted: Change) -> None:
     _check_status(old_status, status)
     if status is None and severity is None and wanted.comment is None:
         return
+    # Asked for only now: before the lock was won, others may have added some.
+    cursor = await connection.execute("SELECT count(*)::int FROM report_event WHERE report_id = %s", (wanted.id,))
+    ((events,),) = await cursor.fetchall()
     if events >= EVENTS:
         raise LimitError(f"the report has {events} comments and changes; no more are taken", code="report_full")
     changed = int(status is not None or severity is not None)

@@ -105,6 +105,18 @@ async def test_comments_are_kept_in_order_and_need_no_version(desk: Desk) -> Non
     assert report["version"] == 1
 
 
+async def test_comments_at_the_same_moment_are_all_kept(desk: Desk) -> None:
+    path = f"/v1/reports/{await raise_report(desk)}"
+    texts = [f"comment {number}" for number in range(8)]
+    answers = await asyncio.gather(
+        *[desk.call("POST", f"{path}/comments", {"comment": text}, key="developer") for text in texts]
+    )
+    assert [status for status, _ in answers] == [201] * 8
+    _, report = await desk.call("GET", path, key="developer")
+    assert sorted(event["comment"] for event in report["events"]) == texts
+    assert [event["number"] for event in report["events"]] == list(range(1, 9))
+
+
 async def test_each_key_sees_its_own_reports(desk: Desk) -> None:
     mine = await raise_report(desk)
     theirs = await raise_report(desk, key="colleague")
