@@ -33,7 +33,7 @@ def read(folder: Path, *arguments: str) -> Any:
 
 def test_the_demo_answers_rates_reports_and_shows_what_was_recorded(tmp_path: Path, proof: bool) -> None:
     told = run(tmp_path, "demo", "--once")
-    assert told.count("👍 names") + told.count("👎") == QUESTIONS
+    assert told.count("👍 names") + told.count("👎 does not") + told.count("👎 names") == QUESTIONS
     assert "no data" not in told
     assert "questions got no answer" not in told
     assert "source .headway-demo/env" in told

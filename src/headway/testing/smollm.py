@@ -162,6 +162,7 @@ def _start(path: Path, port: int, threads: int) -> tuple[str, object]:
     parameters.n_parallel = _SLOTS
     parameters.n_ctx = _SLOTS * _TOKENS_PER_SLOT
     parameters.cpuparams.n_threads = threads
+    parameters.cpuparams.poll = 0  # sleep for work instead of spinning: quicker wherever cores are shared
     parameters.cache_ram_mib = 64
     parameters.hostnames = [_HOST]
     parameters.port = port
