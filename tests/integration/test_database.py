@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+import uuid
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from headway.errors import ConfigurationError, StorageError
@@ -88,6 +90,18 @@ def test_a_database_of_a_newer_headway_is_refused(empty_database_url: str) -> No
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StorageError, match=r"revision 9999.*newer Headway"):
         migrate(empty_database_url)
+
+
+def test_a_database_in_another_encoding_is_refused(postgres_url: str) -> None:
+    name = f"latin_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        create = sql.SQL("CREATE DATABASE {} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+        connection.execute(create.format(sql.Identifier(name)))
+        try:
+            with pytest.raises(StorageError, match="encoding is SQL_ASCII; create it with ENCODING 'UTF8'"):
+                migrate(make_conninfo(postgres_url, dbname=name))
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def test_a_broken_url_is_named_without_its_password() -> None:

@@ -24,6 +24,7 @@ Connection = AsyncConnection[TupleRow]
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x6865_6164_7761_79  # "headway"
 _CONNECT_SECONDS = 5
+_OLDEST_SERVER = 150000
 
 
 class Database:
@@ -85,12 +86,14 @@ def migrate(url: str) -> None:
 
     Raises:
         ConfigurationError: The URL is not one.
-        StorageError: The database cannot be reached, was migrated by a newer Headway, or holds other tables.
+        StorageError: The database cannot be reached, is too old or not in UTF-8, was migrated by a newer Headway, or
+            holds other tables.
     """
     try:
         with psycopg.connect(_conninfo(url), autocommit=True) as connection:
             if current_revision(connection) == head_revision():
                 return
+            _check_server(connection)
             connection.execute("SELECT pg_advisory_lock(%s)", (_MIGRATION_LOCK,))  # held until the connection closes
             found = current_revision(connection)
             if found == head_revision():
@@ -103,6 +106,8 @@ def migrate(url: str) -> None:
             _upgrade(url)
     except psycopg.OperationalError as error:
         raise StorageError(f"{_away(url)}: {_first_line(error)}") from error
+    except psycopg.Error as error:
+        raise StorageError(f"the database refuses: {_first_line(error)}") from error
 
 
 def current_revision(connection: psycopg.Connection[TupleRow]) -> str | None:
@@ -122,6 +127,14 @@ def head_revision() -> str:
 def revisions() -> list[str]:
     """List all revisions, oldest first: the first four characters of the files in ``migrations/versions``."""
     return sorted(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
+def _check_server(connection: psycopg.Connection[TupleRow]) -> None:
+    version, encoding = connection.info.server_version, connection.info.parameter_status("server_encoding")
+    if version < _OLDEST_SERVER:
+        raise StorageError(f"Headway needs PostgreSQL {_OLDEST_SERVER // 10000} or newer, not {version // 10000}")
+    if encoding != "UTF8":
+        raise StorageError(f"the database's encoding is {encoding}; create it with ENCODING 'UTF8' TEMPLATE template0")
 
 
 def _upgrade(url: str, revision: str = "head") -> None:

@@ -28,7 +28,9 @@ def folder() -> Iterator[Path]:
 def headway(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", "from headway.cli import main; main()", *arguments]
     environment = {"HEADWAY_HOME": str(home), "PATH": "/usr/bin:/bin"}
-    return subprocess.run(command, env=environment, cwd=home.parent, capture_output=True, text=True, timeout=90)
+    return subprocess.run(
+        command, env=environment, cwd=home.parent, capture_output=True, text=True, timeout=90, check=False
+    )
 
 
 async def test_a_backup_restores_into_an_empty_home(folder: Path, tmp_path: Path) -> None:
