@@ -28,7 +28,7 @@ from headway.errors import ConfigurationError
 
 _SENSITIVE_HEADER = re.compile(r"authori[sz]ation|cookie|key|token|secret|password|credential|signature", re.IGNORECASE)
 
-_MEASURED = frozenset(metric.name for metric in (*EVENT_METRICS, *VALUE_METRICS))
+_MEASURED = frozenset([*(metric.name for metric in EVENT_METRICS), *(metric.name for metric in VALUE_METRICS)])
 
 Tree = Mapping[str, Any]  # as the schema read it: defaults filled in, INVALID where a problem was noted
 
