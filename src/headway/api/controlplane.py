@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import compile_path
 
 from headway import __version__
 from headway.api import administration_routes, record_routes, traffic_routes
@@ -35,6 +36,7 @@ def create_app(services: ControlServices) -> FastAPI:
     app.add_middleware(Guard, snapshot=services.snapshot, clock=services.clock, guarded=(PREFIX, _METRICS))
     document = tidy(app.openapi())
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own way to change it
+    app.state.methods = [(compile_path(path)[0], methods) for path, methods in document["paths"].items()]
     return app
 
 
@@ -113,7 +115,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     return _response(render_problem(InvalidRequestError(message, param=where or None)))
 
 
-async def _on_http(_: Request, error: Exception) -> Response:
+async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         return _response(
@@ -121,7 +123,14 @@ async def _on_http(_: Request, error: Exception) -> Response:
         )
     if error.status_code == 405:
         response = _response(render_problem(MethodNotAllowedError("not with this method: see the Allow header")))
-        response.headers.update(error.headers or {})
+        # Starlette names the methods of the first route of this path only.
+        allowed = {
+            method.upper()
+            for pattern, methods in request.app.state.methods
+            if pattern.match(request.url.path)
+            for method in methods
+        }
+        response.headers["allow"] = ", ".join(sorted(allowed))
         return response
     return _response(render_problem(InvalidRequestError(str(error.detail))))
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from headway.domain.feedback import ReportStatus, Severity, Source
 from headway.storage.paging import LARGEST_PAGE, PAGE_SIZE
 
 Word = Annotated[str | None, Field(max_length=2000, pattern=r"^[^\x00]*$")]
-Time = Annotated[AwareDatetime | None, Field(description="With a time zone: `2026-01-31T12:00:00Z`.")]
+
+
+def _refuse_numbers(value: object) -> object:
+    """Take ISO 8601 only: a bare number could be seconds or milliseconds, and pydantic would guess."""
+    if isinstance(value, str) and not re.match(r"\d{4}-", value, re.ASCII):
+        raise ValueError("expected a date and time with a time zone, like 2026-01-31T12:00:00Z")
+    return value
+
+
+Time = Annotated[
+    Annotated[AwareDatetime, BeforeValidator(_refuse_numbers)] | None,
+    Field(description="With a time zone: `2026-01-31T12:00:00Z`."),
+]
 
 
 class SpanQuery(BaseModel):

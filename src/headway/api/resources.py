@@ -22,6 +22,12 @@ class Resource(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Wish(BaseModel):
+    """Something asked for: no other fields than the declared ones, and nothing is made to fit a type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
 class Problem(BaseModel):
     """RFC 9457 problem details; ``code`` is stable, ``param`` names the field at fault."""
 
@@ -101,10 +107,8 @@ class RolloutDetail(Rollout):
     stages: list[Stage]
 
 
-class ShareWish(BaseModel):
+class ShareWish(Wish):
     """The share (0 to 1) of an application's units that a release should have; 1 promotes it, 0 takes it back."""
-
-    model_config = ConfigDict(extra="forbid")
 
     release: str = Field(max_length=200, pattern=r"^[^\x00]*$")
     share: float = Field(ge=0, le=1, allow_inf_nan=False)
@@ -257,10 +261,8 @@ class ReportDetail(Report):
     events: list[ReportEvent]
 
 
-class ReportChange(BaseModel):
+class ReportChange(Wish):
     """A change to a report; it fails when ``version`` is not the present one."""
-
-    model_config = ConfigDict(extra="forbid")
 
     version: int = Field(ge=1, le=2**31 - 1)
     status: ReportStatus | None = None
@@ -268,10 +270,8 @@ class ReportChange(BaseModel):
     comment: str | None = None
 
 
-class Comment(BaseModel):
+class Comment(Wish):
     """A comment on a report."""
-
-    model_config = ConfigDict(extra="forbid")
 
     comment: str = Field(min_length=1)
 
@@ -299,10 +299,8 @@ class NewKey(Key):
     secret: str
 
 
-class KeyWish(BaseModel):
+class KeyWish(Wish):
     """What a new API key should be allowed."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")
     scopes: list[Scope] = Field(default=["invoke", "feedback"], min_length=1, max_length=5)
