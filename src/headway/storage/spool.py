@@ -31,6 +31,8 @@ _STAMP = struct.Struct(">QI")
 _SEGMENTS = 16  # the bound is kept by dropping whole segments: at least this many fit
 _LARGEST_SEGMENT = 8 * 1024 * 1024
 _READ_BYTES = 4 * 1024 * 1024
+_REPLAYED_AT_ONCE = 10
+_SHORTEST_PAUSE_SECONDS = 0.01
 _SUFFIX = ".spool"
 _LOCK = "lock"
 _REFUSED = "refused"
@@ -161,15 +163,21 @@ class Spool:
                 await asyncio.to_thread(self._finish, segment)
         return handled
 
-    async def replay_forever(self, handle: Handler, *, every_seconds: float = 1.0, limit: int = 200) -> None:
-        """Replay, this worker's records and those of dead ones, at a bounded rate until cancelled."""
+    async def replay_forever(self, handle: Handler, *, every_seconds: float = 1.0) -> None:
+        """Replay, this worker's records and those of dead ones, until cancelled.
+
+        Takes up at most a quarter of the time, so that live traffic does not starve behind what has piled up.
+        """
         while True:
             try:
                 await self.adopt()
-                if self.records_waiting:
-                    await self.replay(handle, limit)
+                while self.records_waiting:
+                    started = self._clock.monotonic_seconds()
+                    await self.replay(handle, _REPLAYED_AT_ONCE)
+                    took = self._clock.monotonic_seconds() - started
+                    await self._clock.sleep(max(_SHORTEST_PAUSE_SECONDS, 3.0 * took))
             except StorageError as error:
-                _log.info("replay_waits", folder=self._folder.name, reason=error.message)
+                _log.info("replay_waits", folder=self._folder.name, detail=error.message)
             await self._clock.sleep(every_seconds)
 
     async def adopt(self) -> int:
