@@ -44,6 +44,7 @@ def test_the_demo_answers_rates_reports_and_shows_what_was_recorded(tmp_path: Pa
     assert {interaction["release"] for interaction in interactions} == {"plain", "facts"}
     ratings = read(tmp_path, "feedback", "list", "--limit", "100")
     assert len(ratings) == QUESTIONS
+    assert {rating["source"] for rating in ratings} == {"end_user"}
     assert {rating["release"] for rating in ratings} == {"plain", "facts"}
     assert len(read(tmp_path, "reports", "list")) == 1
 

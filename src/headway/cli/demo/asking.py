@@ -96,7 +96,7 @@ class Desk:
                     self._screen.hear(visitor.name, release, answer)
             verdict = judge(question, answer)
             remark = self._remark(release, verdict)
-            await self._rate(identity, verdict, remark)
+            await self._rate(visitor, identity, verdict, remark)
         except OpenAIError as error:
             self.traffic.problems.append(str(error))
             self._screen.fail(visitor.name, str(error))
@@ -113,8 +113,9 @@ class Desk:
         self._commented.add(release)
         return "That is not what I asked."
 
-    async def _rate(self, identity: str, verdict: Verdict, remark: str) -> None:
+    async def _rate(self, visitor: Visitor, identity: str, verdict: Verdict, remark: str) -> None:
         rating: dict[str, Any] = {"interaction_id": identity, "metric": "thumbs_up", "value": verdict.good}
+        rating |= {"source": "end_user", "author": visitor.name.lower()}
         await self._post("/feedback", rating | ({"comment": remark} if remark else {}))
         self.traffic.rated += 1
 

@@ -176,11 +176,11 @@ def _show_next_steps(screen: Screen, site: Site, traffic: Traffic, *, running: b
         screen.heading("That was the demo; Headway stops. `headway demo` leaves it running. Then, in another terminal:")
     screen.shell(f"source {shlex.quote(str(_near(site.variables)))}", "this demo's URLs and key")
     ask = '{"model": "support", "messages": [{"role": "user", "content": "What does printing cost?"}]}'
-    send = '-H "Authorization: Bearer $OPENAI_API_KEY" -H "Content-Type: application/json"'
-    screen.shell(f"curl -s $OPENAI_BASE_URL/chat/completions {send} -d '{ask}'")
+    key, json = '-H "Authorization: Bearer $OPENAI_API_KEY"', '-H "Content-Type: application/json"'
+    screen.shell(f"curl -s $OPENAI_BASE_URL/chat/completions {key} {json} -d '{ask}'")
     if rated:
         rating = msgspec.json.encode({"interaction_id": rated, "metric": "thumbs_up", "value": False}).decode()
-        screen.shell(f"curl -s $OPENAI_BASE_URL/feedback {send} -d '{rating}'", "with the id of an answer")
+        screen.shell(f"curl -s $OPENAI_BASE_URL/feedback {json} -d '{rating}'", "an answer's id is enough to rate it")
     screen.shell("headway releases list", "who gets which share")
     screen.shell(f"headway share {APPLICATION} {SECOND_RELEASE} 100%", "the better one for everybody")
     screen.shell("headway feedback list")
