@@ -13,6 +13,7 @@
     │   └── OverloadedError
     ├── InvalidRequestError       the request itself is wrong
     │   ├── BodyTooLargeError
+    │   ├── BodyTimeoutError
     │   ├── InteractionIdError
     │   ├── FeedbackValueError
     │   └── UnsupportedMediaTypeError
@@ -119,6 +120,12 @@ class BodyTooLargeError(InvalidRequestError):
     """The request body is larger than the gateway accepts."""
 
     code = "body_too_large"
+
+
+class BodyTimeoutError(InvalidRequestError):
+    """The request body did not come in time."""
+
+    code = "body_timeout"
 
 
 class UnsupportedMediaTypeError(InvalidRequestError):

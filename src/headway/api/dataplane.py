@@ -19,6 +19,7 @@ from headway.domain.access import may_use, require_scope
 from headway.domain.interaction import Operation
 from headway.domain.snapshot import KeyRoute
 from headway.errors import (
+    BodyTimeoutError,
     BodyTooLargeError,
     HeadwayError,
     InvalidRequestError,
@@ -133,6 +134,41 @@ class _Watch:
             future.cancel()
 
 
+class _Patience:
+    """Cancels tasks that read a body for too long: one look around a second, for a timer for each would cost more."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._since: dict[asyncio.Task[Any], float] = {}
+        self._looking = False
+
+    def begin(self) -> asyncio.Task[Any]:
+        task = asyncio.current_task()
+        assert task is not None, "runs in a task"
+        self._since[task] = self._clock.monotonic_seconds()
+        if not self._looking:
+            self._looking = True
+            task.get_loop().call_later(min(1.0, self.seconds), self._look, task.get_loop())
+        return task
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        del self._since[task]
+
+    def is_over(self, task: asyncio.Task[Any]) -> bool:
+        return self._since[task] < 0
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        latest = self._clock.monotonic_seconds() - self.seconds
+        for task, since in self._since.items():
+            if 0 <= since <= latest:
+                self._since[task] = -1.0
+                task.cancel()
+        self._looking = bool(self._since)
+        if self._looking:
+            loop.call_later(min(1.0, self.seconds), self._look, loop)
+
+
 class DataPlane:
     """Takes requests of the data plane.
 
@@ -141,12 +177,16 @@ class DataPlane:
         routes: Further routes: (method, pattern, handler); ``{name}`` in a pattern matches one path segment.
         clock: Tells the time.
         max_body_bytes: Largest body accepted.
+        body_seconds: How long a body may take to come.
     """
 
-    def __init__(self, gateway: Gateway, routes: RouteTable, clock: Clock, max_body_bytes: int) -> None:
+    def __init__(
+        self, gateway: Gateway, routes: RouteTable, clock: Clock, max_body_bytes: int, body_seconds: float = 60.0
+    ) -> None:
         self._gateway = gateway
         self._clock = clock
         self._max_body_bytes = max_body_bytes
+        self._patience = _Patience(clock, body_seconds)
         own: RouteTable = (
             ("GET", "/v1/models", self._list_models),
             ("GET", "/v1/models/{model}", self._show_model),
@@ -232,9 +272,21 @@ class DataPlane:
         raise NotFoundError(f"there is nothing at {method} {path[:200]}: see /openapi.json", code="route_not_found")
 
     async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        """Read the body; one that is too large is read to its end and thrown away, so that the client hears why."""
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise UnsupportedMediaTypeError("send the body without content-encoding")
+        task = self._patience.begin()
+        try:
+            return await self._collect(headers, receive)
+        except asyncio.CancelledError:
+            if not self._patience.is_over(task):
+                raise
+            task.uncancel()
+            raise BodyTimeoutError(f"the body did not come within {self._patience.seconds:g} s") from None
+        finally:
+            self._patience.end(task)
+
+    async def _collect(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        """Read the body; one that is too large is read to its end and thrown away, so that the client hears why."""
         message = await receive()
         body: bytes = message.get("body", b"")
         size = len(body)

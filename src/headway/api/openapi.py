@@ -32,6 +32,7 @@ _ERRORS: Mapping[int, str] = {
     401: "There is no API key, or it is unknown, revoked or expired.",
     403: "The key lacks the scope, or may not use the application.",
     404: "What the request names does not exist.",
+    408: "The body did not come in time.",
     409: "Somebody else was first, or the present state forbids it.",
     410: "It is past retention.",
     413: "The body is too large.",
@@ -128,7 +129,7 @@ def _openai_errors(*statuses: int) -> Json:
 
 
 def _invocations() -> Json:
-    errors = _openai_errors(400, 401, 403, 404, 409, 413, 415, 429, 500, 502, 503, 504)
+    errors = _openai_errors(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 502, 503, 504)
     headers: Json = {
         "x-headway-interaction": {"description": "The interaction id.", "schema": {"type": "string"}},
         "x-headway-release": {"description": "The release that answered.", "schema": {"type": "string"}},
@@ -182,7 +183,7 @@ def _feedback() -> Json:
         "201": _answer("A new value; an earlier one of the same author is superseded.", "FeedbackAnswer"),
         "200": _answer("The same value was there already; its id.", "FeedbackAnswer"),
         "202": _answer("Kept on disk until the database is back.", "FeedbackAnswer"),
-        **_problems(400, 401, 403, 404, 410, 413, 415, 422, 429, 503),
+        **_problems(400, 401, 403, 404, 408, 410, 413, 415, 422, 429, 503),
     }
     operation = _operation("Rate an answer or a conversation", None, responses)
     operation |= {
@@ -216,12 +217,12 @@ def _reports() -> Json:
         "201": _answer("A new report.", "ReportAnswer"),
         "200": _answer("The report of this idempotency key was there already.", "ReportAnswer"),
         "202": _answer("Kept on disk until the database is back.", "ReportAnswer"),
-        **_problems(400, 401, 403, 404, 410, 413, 415, 429, 503),
+        **_problems(400, 401, 403, 404, 408, 410, 413, 415, 429, 503),
     }
     whole = _answer("The report.", "ReportDetail")
     listed = {"200": _answer("A page of reports.", "Page_Report_"), **_problems(400, 401, 403, 503)}
-    changed = {"200": whole, **_problems(400, 401, 403, 404, 409, 413, 415, 429, 503)}
-    commented = {"201": whole, **_problems(400, 401, 403, 404, 413, 415, 429, 503)}
+    changed = {"200": whole, **_problems(400, 401, 403, 404, 408, 409, 413, 415, 429, 503)}
+    commented = {"201": whole, **_problems(400, 401, 403, 404, 408, 413, 415, 429, 503)}
     tags = ["reports"]
     scope = "feedback"
     return {

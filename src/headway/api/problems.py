@@ -6,6 +6,7 @@
 403   the key lacks the scope, or may not use the application
 404   what the request names does not exist
 405   the route exists, but not for this method
+408   the body did not come in time
 409   somebody else was first, or the present state forbids it
 410   it existed and is past retention
 413   the body is too large
@@ -42,6 +43,7 @@ STATUSES: Mapping[type[HeadwayError], int] = MappingProxyType(
         errors.PermissionDeniedError: 403,
         errors.LimitError: 429,
         errors.InvalidRequestError: 400,
+        errors.BodyTimeoutError: 408,
         errors.BodyTooLargeError: 413,
         errors.UnsupportedMediaTypeError: 415,
         errors.FeedbackValueError: 422,

@@ -27,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         admin_port: Port of the control plane.
         workers: Worker processes of the data plane.
         max_body_mb: Largest request body accepted, in megabytes.
+        body_seconds: How long a request body may take to come.
         cors_origins: Origins, separated by commas, whose pages may post feedback; ``*`` for any.
         spool_mb: Largest size of the spool on disk per worker, in megabytes.
         spool_hours: Age after which spooled batches are dropped.
@@ -45,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admin_port: int = 8081
     workers: int = 2
     max_body_mb: float = 32.0
+    body_seconds: float = 60.0
     cors_origins: str = "*"
     spool_mb: float = 1024.0
     spool_hours: float = 72.0

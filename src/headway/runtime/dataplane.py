@@ -88,7 +88,7 @@ class DataPlaneService:
             clock,
             settings.origins,
         )
-        return DataPlane(gateway, routes.routes, clock, int(settings.max_body_mb * 1e6))
+        return DataPlane(gateway, routes.routes, clock, int(settings.max_body_mb * 1e6), settings.body_seconds)
 
     async def _database(self) -> Database:
         assert self._settings.database_url, "the supervisor gives every worker the database's URL"
