@@ -72,7 +72,7 @@ class Recorder:
         self._sleeping = False
         self._turn = asyncio.Lock()
         self._loop: asyncio.Task[None] | None = None
-        self._predecessor: Predecessor | None = scoreboard.predecessor
+        self._predecessors: list[Predecessor] = list(scoreboard.predecessors)
         self._spool_dropped = 0
         self._kept_house_at = 0.0
 
@@ -230,29 +230,35 @@ class Recorder:
         if dropped:
             self._measurements.count(SPOOL_DROPPED, (), dropped)
         self._show()
-        if self._predecessor is not None and not self._away and not self._spool.records_waiting:
-            await self._bury(self._predecessor)
+        while self._predecessors and not self._away and not self._spool.records_waiting:
+            if not await self._bury(self._predecessors[0]):
+                break
+            del self._predecessors[0]
         try:
             await self._measurements.save()
         except OSError as error:
             _log.warning("measurements_not_saved", detail=str(error))
 
-    async def _bury(self, predecessor: Predecessor) -> None:
-        """Count what a killed worker lost, now that it is known whether its last batch arrived."""
+    async def _bury(self, dead: Predecessor) -> bool:
+        """Count what a killed worker lost, now that its last batch either arrived or never will.
+
+        Returns:
+            False when the database cannot tell yet.
+        """
         written = False
-        if predecessor.pending:
+        if dead.pending:
             try:
                 async with asyncio.timeout(_WRITE_SECONDS):
-                    written = await self._writer.has_written(predecessor.worker, predecessor.sequence)
+                    written = await self._writer.has_written(dead.worker, dead.sequence)
             except (StorageError, TimeoutError):
-                return  # later
-        self._predecessor = None
-        recorded = predecessor.pending if written else 0
-        lost = predecessor.missing - recorded
+                return False
+        recorded = dead.pending if written else 0
+        lost = dead.missing - recorded
         self._scoreboard.add(Column.RECORDED, recorded)
         self._scoreboard.add(Column.LOST, lost)
         if lost:
-            _log.error("interactions_lost", count=lost, worker=str(predecessor.worker))
+            _log.error("interactions_lost", count=lost, worker=str(dead.worker))
+        return True
 
     def _show(self) -> None:
         scoreboard = self._scoreboard

@@ -44,7 +44,7 @@ class Column:
 
 
 class Predecessor(NamedTuple):
-    """A dead worker whose slot was claimed, with interactions unaccounted for.
+    """A dead worker that left interactions unaccounted for.
 
     Attributes:
         worker: Its instance.
@@ -88,7 +88,7 @@ class Scoreboard:
 
     def __init__(self, descriptor: int, slot: int | None) -> None:
         self.worker = uuid.uuid4()
-        self.predecessor: Predecessor | None = None
+        self.predecessors: list[Predecessor] = []
         self._descriptor = descriptor
         self._map()
         self._dead: frozenset[int] = frozenset()
@@ -97,6 +97,7 @@ class Scoreboard:
         if slot is not None:
             self._base = _PAGE_CELLS + slot * _COLUMNS
             self._take_slot(slot)
+            self._inherit()
         self.refresh()
 
     @classmethod
@@ -248,13 +249,7 @@ class Scoreboard:
 
     def _take_slot(self, slot: int) -> None:
         cells, base = self._cells, self._base
-        row = cells[base : base + _COLUMNS].tolist()
-        missing = row[Column.ACCEPTED] - row[Column.RECORDED] - row[Column.DROPPED] - row[Column.LOST]
-        if missing > 0:
-            worker = uuid.UUID(bytes=struct.pack("=qq", row[Column.WORKER_HIGH], row[Column.WORKER_LOW]))
-            unbooked = row[Column.RECORDED] == row[Column.PENDING_SINCE]
-            pending = min(row[Column.PENDING], missing) if unbooked else 0
-            self.predecessor = Predecessor(worker, row[Column.SEQUENCE], pending, missing)
+        self._note_dead(base)
         for cell in range(_FIRST_ROW + slot * 4 + 3, self._size, _ROW_CELLS):
             cells[cell] = 0
         for column in range(Column.QUEUE, _COLUMNS):
@@ -264,12 +259,38 @@ class Scoreboard:
             cells[base + column] = value
         cells[_USED] = max(cells[_USED], slot + 1)
 
+    def _inherit(self) -> None:
+        """Take over what is open in other dead workers' slots: there may be fewer workers now, and no next one."""
+        for slot in range(self._cells[_USED]):
+            base = _PAGE_CELLS + slot * _COLUMNS
+            if slot == self._slot or not self._missing(base) or not _try_lock(self._descriptor, slot):
+                continue
+            missing = self._note_dead(base)
+            self.add(Column.ACCEPTED, missing)
+            self._cells[base + Column.ACCEPTED] -= missing
+            _unlock(self._descriptor, slot)
+
+    def _missing(self, base: int) -> int:
+        row = self._cells[base : base + _COLUMNS].tolist()
+        return int(row[Column.ACCEPTED] - row[Column.RECORDED] - row[Column.DROPPED] - row[Column.LOST])
+
+    def _note_dead(self, base: int) -> int:
+        """Remember a dead worker that left interactions unaccounted for; says how many."""
+        missing = self._missing(base)
+        if missing > 0:
+            row = self._cells[base : base + _COLUMNS].tolist()
+            worker = uuid.UUID(bytes=struct.pack("=qq", row[Column.WORKER_HIGH], row[Column.WORKER_LOW]))
+            unbooked = row[Column.RECORDED] == row[Column.PENDING_SINCE]
+            pending = min(row[Column.PENDING], missing) if unbooked else 0
+            self.predecessors.append(Predecessor(worker, row[Column.SEQUENCE], pending, missing))
+        return missing
+
 
 _FLOCK = struct.Struct("@hhqqi4x")
 
 
-def _lock_request(slot: int) -> bytes:
-    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
+def _lock_request(slot: int, kind: int = fcntl.F_WRLCK) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, slot, 1, 0)
 
 
 def _try_lock(descriptor: int, slot: int) -> bool:
@@ -279,6 +300,10 @@ def _try_lock(descriptor: int, slot: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _unlock(descriptor: int, slot: int) -> None:
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _lock_request(slot, fcntl.F_UNLCK))
 
 
 def _open_file(home: Path) -> int:

@@ -257,7 +257,7 @@ async def test_what_was_spooled_at_the_end_is_written_by_the_next_start(
         worker.record(count=12)
     await refusing(False)
     async with running(tmp_path, database_url) as worker:
-        assert worker.scoreboard.predecessor is None
+        assert worker.scoreboard.predecessors == []
         await worker.spool.adopt()
         await worker.spool.replay(worker.recorder.replay, 10)
     assert await recorded(database_url) == await counted(database_url) == 12

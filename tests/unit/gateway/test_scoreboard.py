@@ -155,14 +155,13 @@ def count_and_die(home: Path, accepted: int, recorded: int, pending: int = 0, bo
 def test_what_a_killed_worker_lost_is_known_to_the_next(tmp_path: Path) -> None:
     worker = count_and_die(tmp_path, accepted=10, recorded=6, pending=3)
     with closing(Scoreboard.open(tmp_path)) as board:
-        found = board.predecessor
-        assert found is not None
+        (found,) = board.predecessors
         assert (str(found.worker), found.sequence, found.pending, found.missing) == (worker, 9, 3, 4)
         assert board.in_flight(1) == 0
         board.add(Column.LOST, 1)
         board.add(Column.RECORDED, 3)
     with closing(Scoreboard.open(tmp_path)) as board:
-        assert board.predecessor is None
+        assert board.predecessors == []
         assert board.workers()[0].lost == 1
 
 
@@ -170,8 +169,8 @@ def test_what_a_killed_worker_lost_is_known_to_the_next(tmp_path: Path) -> None:
 def test_a_batch_that_was_booked_is_not_pending(tmp_path: Path) -> None:
     count_and_die(tmp_path, accepted=10, recorded=5, pending=3, booked=3)
     with closing(Scoreboard.open(tmp_path)) as board:
-        assert board.predecessor is not None
-        assert (board.predecessor.pending, board.predecessor.missing) == (0, 2)
+        (found,) = board.predecessors
+        assert (found.pending, found.missing) == (0, 2)
 
 
 @pytest.mark.fault
@@ -181,3 +180,19 @@ def test_a_killed_workers_requests_are_not_in_flight_for_the_others(tmp_path: Pa
         assert living.in_flight(1) == 1
         living.refresh()
         assert living.in_flight(1) == 0
+
+
+@pytest.mark.fault
+def test_with_fewer_workers_than_before_no_loss_goes_unnoticed(tmp_path: Path) -> None:
+    with closing(Scoreboard.open(tmp_path)):
+        killed = count_and_die(tmp_path, accepted=8, recorded=2)
+    with closing(Scoreboard.open(tmp_path)) as board:
+        assert board.slot == 0
+        (found,) = board.predecessors
+        assert (str(found.worker), found.missing) == (killed, 6)
+        board.add(Column.LOST, 6)
+        with closing(Scoreboard.open(tmp_path)) as next_board:
+            assert (next_board.slot, next_board.predecessors) == (1, [])
+            states = next_board.workers()
+            assert sum(state.accepted for state in states) == 8
+            assert sum(state.recorded + state.lost for state in states) == 8
