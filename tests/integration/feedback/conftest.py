@@ -64,7 +64,7 @@ class Desk:
         query: bytes = b"",
     ) -> Answer:
         content = raw if raw is not None else b"" if body is None else msgspec.json.encode(body)
-        handler, parameters = self._match(method, path)
+        handler, parameters = self.match(method, path)
         all_headers = {**self.world.headers(key), **(headers or {})}
         answer: Answer = await handler(Request(method, path, query, all_headers, content, parameters, "127.0.0.1"))
         return answer
@@ -76,7 +76,8 @@ class Desk:
         async with self.world.database.connection() as connection:
             return await (await connection.execute(query, values)).fetchall()
 
-    def _match(self, method: str, path: str) -> tuple[Any, dict[str, str]]:
+    def match(self, method: str, path: str) -> tuple[Any, dict[str, str]]:
+        """Find the handler of a path and the values of the path's placeholders."""
         for route in self.routes.routes:
             pattern, parts = route.pattern.split("/"), path.split("/")
             pairs = list(zip(pattern, parts, strict=False))

@@ -1,13 +1,12 @@
 """The Python client over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Self
 
 import pytest
 from aiohttp import web
 
-from headway.api.messages import Request
 from headway.client import (
     AccessError,
     AsyncHeadway,
@@ -21,36 +20,14 @@ from headway.client import (
     UnreachableError,
 )
 from tests.integration.feedback.conftest import Desk
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-async def serve(handler: Handler) -> tuple[web.AppRunner, str]:
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+from tests.integration.feedback.serving import pass_on, serve
 
 
 @pytest.fixture
 async def url(desk: Desk) -> AsyncIterator[str]:
     """The routes on a real socket."""
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        handler, parameters = desk._match(request.method, request.path)
-        headers = {name.lower().encode(): value.encode() for name, value in request.headers.items()}
-        body = await request.read()
-        query = request.query_string.encode()
-        answer = await handler(Request(request.method, request.path, query, headers, body, parameters))
-        out = {name.decode(): value.decode() for name, value in answer.headers}
-        return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type, headers=out)
-
-    runner, address = await serve(handle)
-    yield address
-    await runner.cleanup()
+    async with serve(pass_on(desk)) as address:
+        yield address
 
 
 class Blocking:
@@ -192,19 +169,15 @@ async def test_broken_connections_and_busy_servers_are_tried_again(kind: str) ->
             return web.json_response({"detail": "away", "code": "storage_unavailable"}, status=503)
         return web.json_response({"id": "1", "outcome": "created", "metric": "stars"}, status=201)
 
-    runner, url = await serve(handle)
-    try:
-        async with make_client(kind, url) as client:
-            assert (await client.stars("hw_x", 1)).outcome == "created"
-            assert len(seen) == 3
-            assert (await client.report("x")).outcome == "created"
-            assert len(seen) == 6
-            assert len({key for _, key in seen[3:]}) == 1
-            with pytest.raises(UnreachableError):
-                await client.comment("1", "said once")  # not repeatable
-            assert len(seen) == 7
-    finally:
-        await runner.cleanup()
+    async with serve(handle) as url, make_client(kind, url) as client:
+        assert (await client.stars("hw_x", 1)).outcome == "created"
+        assert len(seen) == 3
+        assert (await client.report("x")).outcome == "created"
+        assert len(seen) == 6
+        assert len({key for _, key in seen[3:]}) == 1
+        with pytest.raises(UnreachableError):
+            await client.comment("1", "said once")  # not repeatable
+        assert len(seen) == 7
 
 
 @both
@@ -218,15 +191,11 @@ async def test_a_limit_is_waited_for_only_when_it_ends_soon(kind: str) -> None:
         headers = {"retry-after": wait} if wait else {}
         return web.json_response({"detail": "full", "code": "feedback_history_full"}, status=429, headers=headers)
 
-    runner, url = await serve(handle)
-    try:
-        async with make_client(kind, url) as client:
-            for wait in waits:
-                with pytest.raises(LimitError) as caught:
-                    await client.stars("hw_x", 1)
-                assert caught.value.retry_after_seconds == (float(wait) if wait else None)
-    finally:
-        await runner.cleanup()
+    async with serve(handle) as url, make_client(kind, url) as client:
+        for wait in waits:
+            with pytest.raises(LimitError) as caught:
+                await client.stars("hw_x", 1)
+            assert caught.value.retry_after_seconds == (float(wait) if wait else None)
     assert seen == waits
 
 
@@ -239,17 +208,14 @@ async def test_silence_and_strangers(kind: str) -> None:
             await hold.wait()
         return web.Response(text="<html>hello</html>", content_type="text/html")
 
-    runner, url = await serve(handle)
-    try:
+    async with serve(handle) as url:
         async with make_client(kind, url, timeout_seconds=0.1, attempts=2) as client:
             with pytest.raises(UnreachableError):
                 await client.stars("hw_x", 1)
             with pytest.raises(ServerError) as caught:
                 await client.get_report("1")
             assert caught.value.code == "unexpected"
-    finally:
         hold.set()
-        await runner.cleanup()
     async with make_client(kind, url, attempts=2) as client:
         with pytest.raises(UnreachableError):
             await client.stars("hw_x", 1)
