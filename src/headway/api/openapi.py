@@ -256,72 +256,31 @@ def _health() -> Json:
     }
 
 
+def _object(required: Sequence[str], properties: Json) -> Json:
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
 def _openai_schemas() -> Json:
     """The parts of OpenAI's shapes that Headway reads; everything else passes through to the provider."""
-    model: Json = {"type": "string", "description": "`application`, or `application@release` with the scope `pin`."}
+    text: Json = {"type": "string"}
+    nullable: Json = {"anyOf": [text, {"type": "null"}]}
+    words: Json = {"anyOf": [text, {"type": "array"}]}
+    model: Json = {**text, "description": "`application`, or `application@release` with the scope `pin`."}
     stream: Json = {"type": "boolean"}
-    message: Json = {"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}}}
-    messages: Json = {"type": "array", "items": message, "minItems": 1}
-    words: Json = {"anyOf": [{"type": "string"}, {"type": "array"}]}
-    chat: Json = {
-        "type": "object",
-        "required": ["model", "messages"],
-        "properties": {"model": model, "messages": messages, "stream": stream, "user": {"type": "string"}},
-    }
-    embeddings: Json = {
-        "type": "object",
-        "required": ["model", "input"],
-        "properties": {"model": model, "input": words},
-    }
-    responses: Json = {
-        "type": "object",
-        "required": ["model"],
-        "properties": {
-            "model": model,
-            "input": words,
-            "stream": stream,
-            "previous_response_id": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-        },
-    }
-    nullable: Json = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-    error: Json = {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["message", "type", "param", "code"],
-                "properties": {
-                    "message": {"type": "string"},
-                    "type": {"type": "string"},
-                    "param": nullable,
-                    "code": nullable,
-                },
-            }
-        },
-    }
-    shown: Json = {
-        "type": "object",
-        "required": ["id", "object", "created", "owned_by"],
-        "properties": {
-            "id": {"type": "string"},
-            "object": {"const": "model"},
-            "created": {"type": "integer"},
-            "owned_by": {"type": "string"},
-        },
-    }
-    listed: Json = {
-        "type": "object",
-        "required": ["object", "data"],
-        "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": {"$ref": _REF + "Model"}}},
-    }
+    messages: Json = {"type": "array", "items": _object(["role"], {"role": text}), "minItems": 1}
+    chat: Json = {"model": model, "messages": messages, "stream": stream, "user": text}
+    embeddings: Json = {"model": model, "input": words}
+    responses: Json = {"model": model, "input": words, "stream": stream, "previous_response_id": nullable}
+    detail: Json = {"message": text, "type": text, "param": nullable, "code": nullable}
+    shown: Json = {"id": text, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": text}
+    listed: Json = {"object": {"const": "list"}, "data": {"type": "array", "items": {"$ref": _REF + "Model"}}}
     return {
-        "ChatRequest": chat,
-        "AzureChatRequest": {**chat, "required": ["messages"]},
-        "EmbeddingsRequest": embeddings,
-        "AzureEmbeddingsRequest": {**embeddings, "required": ["input"]},
-        "ResponsesRequest": responses,
-        "OpenAIError": error,
-        "Model": shown,
-        "ModelList": listed,
+        "ChatRequest": _object(["model", "messages"], chat),
+        "AzureChatRequest": _object(["messages"], chat),
+        "EmbeddingsRequest": _object(["model", "input"], embeddings),
+        "AzureEmbeddingsRequest": _object(["input"], embeddings),
+        "ResponsesRequest": _object(["model"], responses),
+        "OpenAIError": _object(["error"], {"error": _object(list(detail), detail)}),
+        "Model": _object(list(shown), shown),
+        "ModelList": _object(list(listed), listed),
     }
