@@ -1,0 +1,138 @@
+"""The pages say what is so: commands, links, settings and make targets that they name exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from headway.cli import app
+from headway.config.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+SETTING = re.compile(r"(?<!\{)\bHEADWAY_[A-Z][A-Z_]*\b")
+MAKE = re.compile(r"^(?:\w+=\S+ )*make ([a-z]+)", re.MULTILINE)
+NOT_SETTINGS = {"HEADWAY_PROOF"}
+
+
+def snippets(text: str) -> Iterator[str]:
+    """Command lines of shell blocks, continuation lines joined, and inline code."""
+    for language, body in BLOCK.findall(text):
+        if language in ("sh", "bash", "shell"):
+            yield from body.replace("\\\n", " ").splitlines()
+    yield from INLINE.findall(BLOCK.sub("", text))
+
+
+def headway_commands(text: str) -> Iterator[list[str]]:
+    """What follows ``headway`` in each command line."""
+    for line in snippets(text):
+        for part in re.split(r"\$\(|[|;&]+|\)", line):
+            match = re.match(r"^\s*(?:KEY=)?(?:\S*/)?headway (\S.*)$", part)
+            if match and not match[1].startswith("="):
+                yield shlex.split(match[1], comments=True)
+
+
+def complaint(words: list[str]) -> str | None:
+    """Why these words are no command of Headway; None if they are."""
+    command: click.Command = typer.main.get_command(app)  # type: ignore[assignment]  # typer's own click
+    trail = "headway"
+    while words and hasattr(command, "commands"):
+        if words[0].startswith("-"):
+            break
+        name = words.pop(0)
+        if name not in command.commands:
+            return f"{trail} has no command {name}"
+        command, trail = command.commands[name], f"{trail} {name}"
+    if command.context_settings.get("ignore_unknown_options"):
+        return None
+    known = {
+        "--help",
+        *(option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)),
+    }
+    unknown = [word for word in words if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in known]
+    return f"{trail} has no option {unknown[0]}" if unknown else None
+
+
+def slug(heading: str) -> str:
+    plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+
+
+def dead_links(page: Path) -> list[str]:
+    dead = []
+    for target in LINK.findall(BLOCK.sub("", page.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        headings = HEADING.findall(BLOCK.sub("", file.read_text())) if anchor and file.is_file() else []
+        if not file.exists() or (anchor and anchor not in map(slug, headings)):
+            dead.append(target)
+    return dead
+
+
+def relative(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_commands_exist(page: Path) -> None:
+    assert [found for words in headway_commands(page.read_text()) if (found := complaint(words))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_settings_exist(page: Path) -> None:
+    known = {f"HEADWAY_{name.upper()}" for name in Settings.__struct_fields__} | NOT_SETTINGS
+    assert set(SETTING.findall(page.read_text())) - known == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for line in snippets(page.read_text()) for name in MAKE.findall(line)}
+    assert named - targets == set()
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        links = (target.partition("#")[0] for target in LINK.findall(page.read_text()) if "://" not in target)
+        waiting += [(page.parent / link).resolve() for link in links if link]
+    assert [relative(page) for page in PAGES if page not in reached] == []
+
+
+def test_commands_are_found_where_they_stand() -> None:
+    text = "```sh\nKEY=$(headway keys create ci --nope)\nheadway nothing | head\n```\nand `headway share a b --what`\n"
+    assert [complaint(words) for words in headway_commands(text)] == [
+        "headway keys create has no option --nope",
+        "headway has no command nothing",
+        "headway share has no option --what",
+    ]
+
+
+def test_dead_links_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One `two`\n[a](#one-two) [b](#three) [c](gone.md) [d](https://example.com) [e](page.md#one-two)\n"
+    )
+    assert dead_links(page) == ["#three", "gone.md"]
