@@ -1,14 +1,15 @@
-"""The demo's traffic: visitors ask through the unmodified OpenAI client, and send what they think with it."""
+"""The demo's traffic: visitors ask with the unmodified OpenAI client, and rate with Headway's own."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headway.cli.demo.screen import Screen
 from headway.cli.demo.site import APPLICATION
 from headway.cli.demo.visitors import VISITORS, Question, Verdict, Visitor, judge
+from headway.client import AsyncHeadway, ClientError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -24,14 +25,12 @@ class Traffic:
 
     Attributes:
         asked: Questions asked.
-        rated: Answers rated.
-        problems: Questions without an answer, and why.
+        problems: What went wrong, in words.
         bad: Ids of answers rated down, by release.
         report: Id of the report.
     """
 
     asked: int = 0
-    rated: int = 0
     problems: list[str] = field(default_factory=list)
     bad: dict[str, list[str]] = field(default_factory=dict)
     report: str | None = None
@@ -42,11 +41,13 @@ class Desk:
 
     Args:
         client: OpenAI's client, pointed at Headway.
+        end_users: Takes their ratings; it has no API key, as the id of an answer is enough to rate it.
         screen: Shows what is said.
     """
 
-    def __init__(self, client: AsyncOpenAI, screen: Screen) -> None:
+    def __init__(self, client: AsyncOpenAI, end_users: AsyncHeadway, screen: Screen) -> None:
         self._client = client
+        self._end_users = end_users
         self._screen = screen
         self.traffic = Traffic()
         self._commented: set[str] = set()
@@ -62,25 +63,25 @@ class Desk:
                     break
                 messages.append({"role": "assistant", "content": answer})
 
-    async def report(self) -> None:
+    async def report(self, developer: AsyncHeadway) -> None:
         """Report the release with the most bad answers as an issue, with examples."""
         bad = self.traffic.bad
         if not bad:
             return
         release = max(bad, key=lambda name: len(bad[name]))
-        body = {
-            "title": f"Answers of {release} lack the facts that visitors ask for",
-            "description": f"{len(bad[release])} answers did not name the fact asked for, or took too many words.",
-            "severity": "high",
-            "interaction_ids": bad[release][:_BAD_EXAMPLES],
-        }
-        self.traffic.report = str((await self._post("/reports", body))["id"])
+        title = f"Answers of {release} lack the facts that visitors ask for"
+        text = f"{len(bad[release])} answers did not name the fact asked for, or took too many words."
+        examples = bad[release][:_BAD_EXAMPLES]
+        try:
+            receipt = await developer.report(title, text, severity="high", interaction_ids=examples)
+        except ClientError as error:
+            self.traffic.problems.append(f"the report was not taken: {error}")
+        else:
+            self.traffic.report = receipt.id
 
     async def _ask(
         self, visitor: Visitor, question: Question, messages: list[ChatCompletionMessageParam]
     ) -> str | None:
-        from openai import OpenAIError  # noqa: PLC0415 - part of the demo extra
-
         self._screen.ask(visitor.name, question)
         self.traffic.asked += 1
         try:
@@ -96,8 +97,8 @@ class Desk:
                     self._screen.hear(visitor.name, release, answer)
             verdict = judge(question, answer)
             remark = self._remark(release, verdict)
-            await self._rate(visitor, identity, verdict, remark)
-        except OpenAIError as error:
+            await self._end_users.feedback(identity, "thumbs_up", verdict.good, comment=remark or None)
+        except Exception as error:  # noqa: BLE001 - whatever a client raises, it is shown, and the others go on
             self.traffic.problems.append(str(error))
             self._screen.fail(visitor.name, str(error))
             return None
@@ -113,18 +114,6 @@ class Desk:
         self._commented.add(release)
         return "That is not what I asked."
 
-    async def _rate(self, visitor: Visitor, identity: str, verdict: Verdict, remark: str) -> None:
-        rating: dict[str, Any] = {"interaction_id": identity, "metric": "thumbs_up", "value": verdict.good}
-        rating |= {"source": "end_user", "author": visitor.name.lower()}
-        await self._post("/feedback", rating | ({"comment": remark} if remark else {}))
-        self.traffic.rated += 1
-
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        # OpenAI's client posts to any path of its base URL, with its key: no other client is needed.
-        answer = await self._client.post(path, cast_to=object, body=body)
-        assert isinstance(answer, dict)
-        return answer
-
 
 def hold(base_url: str, key: str, screen: Screen) -> Traffic:
     """Let all visitors ask at the same time, and report what went wrong."""
@@ -134,11 +123,16 @@ def hold(base_url: str, key: str, screen: Screen) -> Traffic:
 async def _hold(base_url: str, key: str, screen: Screen) -> Traffic:
     from openai import AsyncOpenAI  # noqa: PLC0415 - part of the demo extra
 
-    async with AsyncOpenAI(base_url=base_url, api_key=key, timeout=_TIMEOUT_SECONDS, max_retries=0) as client:
-        desk = Desk(client, screen)
+    origin = base_url.removesuffix("/v1")
+    async with (
+        AsyncOpenAI(base_url=base_url, api_key=key, timeout=_TIMEOUT_SECONDS, max_retries=0) as client,
+        AsyncHeadway(origin) as end_users,
+        AsyncHeadway(origin, key) as developer,
+    ):
+        desk = Desk(client, end_users, screen)
         with screen.talks():
             async with asyncio.TaskGroup() as group:
                 for visitor in VISITORS:
                     group.create_task(desk.visit(visitor))
-        await desk.report()
+        await desk.report(developer)
     return desk.traffic

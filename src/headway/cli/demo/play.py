@@ -138,7 +138,7 @@ def _show_results(screen: Screen, traffic: Traffic, rows: list[dict[str, Any]]) 
     screen.compare("What Headway recorded in this run", figures)
     screen.say("Cost is as if the model were hosted.")
     if traffic.problems:
-        screen.say(f"{len(traffic.problems)} questions got no answer: {traffic.problems[0]}")
+        screen.say(f"{len(traffic.problems)} of {traffic.asked} questions went wrong; the first: {traffic.problems[0]}")
     if traffic.report:
         screen.say(f"One issue was reported, with the ids of bad answers: {traffic.report}")
 
