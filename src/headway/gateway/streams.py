@@ -12,27 +12,12 @@ import msgspec
 
 from headway.domain.interaction import Interaction
 from headway.gateway.answers import Body, JunkError, Usage, decode_body, note_body, note_finish, note_usage, spell
+from headway.gateway.transcripts import EVENT_END, StreamChoice, assemble_chat, payload_of, split_events
 
 _MAX_EVENT_BYTES = 16 * 1024 * 1024
-_END = re.compile(rb"\r?\n\r?\n")
 _CONTENT = re.compile(rb'"(?:content|refusal|reasoning_content|reasoning|arguments|name|delta|text)":\s?"[^"]')
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-class _Delta(msgspec.Struct, frozen=True):
-    """What a chunk adds to a choice. Text by the API; some servers send lists of parts, which pass as they are."""
-
-    content: Any = None
-    refusal: Any = None
-    reasoning_content: Any = None
-    tool_calls: Any = None
-
-
-class _StreamChoice(msgspec.Struct, frozen=True):
-    index: int = 0
-    delta: _Delta | None = None
-    finish_reason: str | None = None
 
 
 class _Chunk(msgspec.Struct, frozen=True):
@@ -40,19 +25,12 @@ class _Chunk(msgspec.Struct, frozen=True):
     object: str | None = None
     model: str | None = None
     system_fingerprint: str | None = None
-    choices: list[_StreamChoice] | None = None
+    choices: list[StreamChoice] | None = None
     usage: Usage | None = None
     error: Any = None
 
 
-class _Said(msgspec.Struct, frozen=True):
-    """A chunk as far as the transcript needs it."""
-
-    choices: list[_StreamChoice] | None = None
-
-
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
-_decode_said = msgspec.json.Decoder(_Said).decode
 
 
 class StreamRewriter(Protocol):
@@ -102,27 +80,6 @@ class _Events:
         """What came after the last blank line, with a blank line behind it."""
         rest, self._tail = self._tail.rstrip(b"\r\n"), b""
         return rest + b"\n\n" if rest.strip() else b""
-
-
-def _split(data: bytes) -> list[bytes]:
-    """The events, each with the blank line behind it: joined they are the data again."""
-    events = []
-    start = 0
-    for blank in _END.finditer(data):
-        events.append(data[start : blank.end()])
-        start = blank.end()
-    if start < len(data):
-        events.append(data[start:])
-    return events
-
-
-def _payload(event: bytes) -> bytes | None:
-    """The data of one event; None for a comment."""
-    text = event.rstrip(b"\r\n")
-    if text.startswith(b"data:") and b"\n" not in text:
-        return text[5:].removeprefix(b" ")
-    lines = [line[5:].removeprefix(b" ") for line in text.splitlines() if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
 
 
 def _with_payload(event: bytes, payload: bytes) -> bytes:
@@ -200,7 +157,7 @@ class ChatStream:
             self._kept.append(data)
         out = b""
         while not self._token and data:  # until a chunk tells the provider's id
-            blank = _END.search(data)
+            blank = EVENT_END.search(data)
             end = blank.end() if blank is not None else len(data)
             out += self._rewrite(data[:end])
             data = data[end:]
@@ -221,12 +178,12 @@ class ChatStream:
         return data.replace(self._spelling.null_usage, b"") if self._hide else data
 
     def _rewrite_all(self, data: bytes) -> bytes:
-        return b"".join(self._rewrite(event) for event in _split(data))
+        return b"".join(self._rewrite(event) for event in split_events(data))
 
     def _rewrite(self, event: bytes) -> bytes:
         if self._done:
             return b""  # Nobody reads behind the end.
-        payload = _payload(event)
+        payload = payload_of(event)
         if payload is None:
             return event
         if payload.strip() == b"[DONE]":
@@ -257,7 +214,7 @@ class ChatStream:
                         self._token, self._new, self._spelling = token, new, spelling
                     event = event.replace(token, new)
                     return event.replace(spelling.null_usage, b"") if self._hide else event
-        fields = {"id": msgspec.Raw(), **_decode_fields(_payload(event) or b"{}")}
+        fields = {"id": msgspec.Raw(), **_decode_fields(payload_of(event) or b"{}")}
         fields["id"] = msgspec.Raw(b'"' + self._answer_id + b'"')
         if self._hide:
             fields.pop("usage", None)
@@ -291,26 +248,7 @@ class ChatStream:
 
     def transcript(self) -> bytes:
         """Assemble the chunks into the completion that they would have been."""
-        choices: dict[int, _Choice] = {}
-        for event in _split(b"".join(self._kept or ())):
-            payload = _payload(event)
-            if payload is None:
-                continue
-            try:
-                said = _decode_said(payload)
-            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-                continue  # [DONE], or a torn last event: what came before it is the answer.
-            for part in said.choices or ():
-                choice = choices.get(part.index)
-                if choice is None:
-                    choice = choices[part.index] = _Choice()
-                choice.add(part)
-        body = {
-            "object": "chat.completion",
-            "model": self._interaction.provider_model,
-            "choices": [{"index": index, **choice.whole()} for index, choice in sorted(choices.items())],
-        }
-        return msgspec.json.encode(body)
+        return assemble_chat(b"".join(self._kept or ()), self._interaction.provider_model)
 
 
 def _without_usage(event: bytes, payload: bytes) -> bytes:
@@ -326,60 +264,6 @@ def _without_usage(event: bytes, payload: bytes) -> bytes:
 def _error_text(error: Any) -> str:
     message = error.get("message") if isinstance(error, dict) else error
     return str(message or "the provider reports an error")[:500]
-
-
-class _Choice:
-    """One choice of a chat completion, put together from its chunks."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, list[Any]] = {}
-        self._calls: dict[Any, dict[str, Any]] = {}
-        self._finish_reason: str | None = None
-
-    def add(self, part: _StreamChoice) -> None:
-        """Add what one chunk says."""
-        delta = part.delta
-        if delta is not None:
-            if delta.content is not None:
-                self._texts.setdefault("content", []).append(delta.content)
-            if delta.refusal is not None:
-                self._texts.setdefault("refusal", []).append(delta.refusal)
-            if delta.reasoning_content is not None:
-                self._texts.setdefault("reasoning_content", []).append(delta.reasoning_content)
-            if isinstance(delta.tool_calls, list):
-                for call in delta.tool_calls:
-                    if isinstance(call, dict):
-                        self._add_call(call)
-        self._finish_reason = part.finish_reason or self._finish_reason
-
-    def _add_call(self, fragment: dict[str, Any]) -> None:
-        index = fragment.get("index")
-        if not isinstance(index, int):  # Some servers number no calls, and send each as a whole.
-            index = len(self._calls)
-        call = self._calls.setdefault(index, {})
-        for name, value in fragment.items():
-            if name == "function" and isinstance(value, dict):
-                function = call.setdefault("function", {})
-                for field, text in value.items():
-                    known = function.get(field)
-                    function[field] = known + text if isinstance(known, str) and isinstance(text, str) else text
-            elif name != "index" and value:
-                call[name] = value
-
-    def whole(self) -> dict[str, Any]:
-        """Give the choice's message and finish reason."""
-        message: dict[str, Any] = {"role": "assistant", "content": None}
-        for name, parts in self._texts.items():
-            # Text by the API; a server that sends lists of parts gets one list.
-            if all(isinstance(part, str) for part in parts):
-                message[name] = "".join(parts)
-            else:
-                message[name] = [item for part in parts for item in (part if isinstance(part, list) else [part])]
-        if self._calls:
-            message["tool_calls"] = list(self._calls.values())
-        if self._calls or "refusal" in message:
-            message["content"] = message["content"] or None  # Streams begin with an empty text, whatever follows.
-        return {"message": message, "finish_reason": self._finish_reason}
 
 
 class _Event(msgspec.Struct, frozen=True):
@@ -426,8 +310,8 @@ class ResponsesStream:
         return self._pass(data) if data else b""
 
     def _pass(self, data: bytes) -> bytes:
-        for event in _split(data):
-            payload = _payload(event)
+        for event in split_events(data):
+            payload = payload_of(event)
             if payload is not None and payload.strip() != b"[DONE]":
                 self._read(payload)
         return self._replace(data)

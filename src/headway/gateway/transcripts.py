@@ -1,0 +1,176 @@
+"""Transcripts: a streamed answer, put together as the JSON it would have been as a whole; and the cutting of events."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+EVENT_END = re.compile(rb"\r?\n\r?\n")
+# A chunk that adds text and nothing else: nearly all are. Inside a text the quotes would be escaped.
+_TEXT = re.compile(rb'"delta":\s?\{"content":\s?"((?:[^"\\]|\\.)*)"\}', re.DOTALL)
+_DELTA = re.compile(rb'"delta":\s?\{')
+_FINISH = re.compile(rb'"finish_reason":\s?"')
+_FIRST_CHOICE = re.compile(rb'"index":\s?0[,}]')
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What a chunk adds to a choice. Text by the API; some servers send lists of parts, which pass as they are."""
+
+    content: Any = None
+    refusal: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
+
+
+class StreamChoice(msgspec.Struct, frozen=True):
+    """What a chunk says of one choice."""
+
+    index: int = 0
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """A chunk as far as the transcript needs it."""
+
+    choices: list[StreamChoice] | None = None
+
+
+_decode_said = msgspec.json.Decoder(_Said).decode
+
+
+def split_events(data: bytes) -> list[bytes]:
+    """The events, each with the blank line behind it: joined they are the data again."""
+    events = []
+    start = 0
+    for blank in EVENT_END.finditer(data):
+        events.append(data[start : blank.end()])
+        start = blank.end()
+    if start < len(data):
+        events.append(data[start:])
+    return events
+
+
+def payload_of(event: bytes) -> bytes | None:
+    """The data of one event; None for a comment."""
+    text = event.rstrip(b"\r\n")
+    if text.startswith(b"data:") and b"\n" not in text:
+        return text[5:].removeprefix(b" ")
+    lines = [line[5:].removeprefix(b" ") for line in text.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
+
+
+def assemble_chat(data: bytes, model: str | None) -> bytes:
+    """Put the chunks of a chat completion together.
+
+    Args:
+        data: The events as the provider sent them; a torn last one is left out.
+        model: What the provider says it used.
+
+    Returns:
+        The completion as JSON.
+    """
+    choices = _assemble_text(data)
+    if choices is None:
+        choices = {}
+        _add_events(choices, data)
+    body = {
+        "object": "chat.completion",
+        "model": model,
+        "choices": [{"index": index, **choice.whole()} for index, choice in sorted(choices.items())],
+    }
+    return msgspec.json.encode(body)
+
+
+def _assemble_text(data: bytes) -> dict[int, _Choice] | None:
+    """Put together a stream of one choice, its run of plain text by bytes; None where that is not safe."""
+    deltas = [found.start() for found in _DELTA.finditer(data)]
+    if b"\r" in data or len(deltas) != len(_FIRST_CHOICE.findall(data)):
+        return None
+    finish = _FINISH.search(data)
+    last = len(data) if finish is None else data.rfind(b"\n\n", 0, finish.start()) + 2
+    texts = list(_TEXT.finditer(data, 0, last))
+    if not texts:
+        return None
+    first = deltas.index(texts[0].start())
+    if deltas[first + len(texts) - 1] != texts[-1].start():
+        return None  # something else is said in between
+    try:
+        text = msgspec.json.decode(b'"' + b"".join(found[1] for found in texts) + b'"', type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    choices: dict[int, _Choice] = {}
+    _add_events(choices, data[: data.rfind(b"\n\n", 0, texts[0].start()) + 2])
+    choices.setdefault(0, _Choice()).add(StreamChoice(delta=Delta(content=text)))
+    end = data.find(b"\n\n", texts[-1].end())
+    _add_events(choices, data[end:] if end >= 0 else b"")
+    return choices
+
+
+def _add_events(choices: dict[int, _Choice], data: bytes) -> None:
+    for event in split_events(data):
+        payload = payload_of(event)
+        if payload is None:
+            continue
+        try:
+            said = _decode_said(payload)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            continue  # [DONE], or a torn last event: what came before it is the answer.
+        for part in said.choices or ():
+            choices.setdefault(part.index, _Choice()).add(part)
+
+
+class _Choice:
+    """One choice of a chat completion, put together from its chunks."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, list[Any]] = {}
+        self._calls: dict[Any, dict[str, Any]] = {}
+        self._finish_reason: str | None = None
+
+    def add(self, part: StreamChoice) -> None:
+        """Add what one chunk says."""
+        delta = part.delta
+        if delta is not None:
+            if delta.content is not None:
+                self._texts.setdefault("content", []).append(delta.content)
+            if delta.refusal is not None:
+                self._texts.setdefault("refusal", []).append(delta.refusal)
+            if delta.reasoning_content is not None:
+                self._texts.setdefault("reasoning_content", []).append(delta.reasoning_content)
+            if isinstance(delta.tool_calls, list):
+                for call in delta.tool_calls:
+                    if isinstance(call, dict):
+                        self._add_call(call)
+        self._finish_reason = part.finish_reason or self._finish_reason
+
+    def _add_call(self, fragment: dict[str, Any]) -> None:
+        index = fragment.get("index")
+        if not isinstance(index, int):  # Some servers number no calls, and send each as a whole.
+            index = len(self._calls)
+        call = self._calls.setdefault(index, {})
+        for name, value in fragment.items():
+            if name == "function" and isinstance(value, dict):
+                function = call.setdefault("function", {})
+                for field, text in value.items():
+                    known = function.get(field)
+                    function[field] = known + text if isinstance(known, str) and isinstance(text, str) else text
+            elif name != "index" and value:
+                call[name] = value
+
+    def whole(self) -> dict[str, Any]:
+        """Give the choice's message and finish reason."""
+        message: dict[str, Any] = {"role": "assistant", "content": None}
+        for name, parts in self._texts.items():
+            # Text by the API; a server that sends lists of parts gets one list.
+            if all(isinstance(part, str) for part in parts):
+                message[name] = "".join(parts)
+            else:
+                message[name] = [item for part in parts for item in (part if isinstance(part, list) else [part])]
+        if self._calls:
+            message["tool_calls"] = list(self._calls.values())
+        if self._calls or "refusal" in message:
+            message["content"] = message["content"] or None  # Streams begin with an empty text, whatever follows.
+        return {"message": message, "finish_reason": self._finish_reason}
