@@ -262,7 +262,6 @@ class Recorder:
 
     def _show(self) -> None:
         scoreboard = self._scoreboard
-        scoreboard.put(Column.QUEUE, len(self._queue))
         scoreboard.put(Column.SPOOL_BYTES, self._spool.bytes_waiting)
         scoreboard.put(Column.SPOOL_RECORDS, self._spool.records_waiting)
 

@@ -40,7 +40,7 @@ class Column:
     PID, WORKER_HIGH, WORKER_LOW = range(3)
     SEQUENCE, PENDING, PENDING_SINCE = range(3, 6)  # the batch being written: number, size, RECORDED before it
     ACCEPTED, RECORDED, DROPPED, LOST = range(6, 10)
-    QUEUE, SPOOL_BYTES, SPOOL_RECORDS, IN_FLIGHT = range(10, 14)  # gauges
+    SPOOL_BYTES, SPOOL_RECORDS, IN_FLIGHT = range(10, 13)  # gauges
 
 
 class Predecessor(NamedTuple):
@@ -67,7 +67,8 @@ class WorkerState(NamedTuple):
         alive: Whether a worker holds it; the gauges of a dead one are 0.
         pid: Process of the worker.
         accepted, recorded, dropped, lost: Interactions, since the scoreboard was made.
-        queue, spool_bytes, spool_records, in_flight: As of now.
+        queue: Interactions accepted of which it is not settled yet what becomes of them.
+        spool_bytes, spool_records, in_flight: As of now.
     """
 
     slot: int
@@ -134,7 +135,7 @@ class Scoreboard:
         """Give the slot back."""
         if self._descriptor >= 0:
             if self._slot is not None:
-                for column in (Column.PID, Column.QUEUE, Column.SPOOL_BYTES, Column.SPOOL_RECORDS, Column.IN_FLIGHT):
+                for column in (Column.PID, Column.SPOOL_BYTES, Column.SPOOL_RECORDS, Column.IN_FLIGHT):
                     self._cells[self._base + column] = 0
             self._cells.release()
             self._memory.close()
@@ -220,7 +221,7 @@ class Scoreboard:
             base = _PAGE_CELLS + slot * _COLUMNS
             row = self._cells[base : base + _COLUMNS].tolist()
             alive = slot not in self._dead
-            gauges = row[Column.QUEUE : Column.IN_FLIGHT + 1] if alive else ()
+            gauges = (self._missing(base), *row[Column.SPOOL_BYTES : Column.IN_FLIGHT + 1]) if alive else ()
             states.append(WorkerState(slot, alive, row[Column.PID], *row[Column.ACCEPTED : Column.LOST + 1], *gauges))
         return states
 
@@ -252,7 +253,7 @@ class Scoreboard:
         self._note_dead(base)
         for cell in range(_FIRST_ROW + slot * 4 + 3, self._size, _ROW_CELLS):
             cells[cell] = 0
-        for column in range(Column.QUEUE, _COLUMNS):
+        for column in range(Column.SPOOL_BYTES, _COLUMNS):
             cells[base + column] = 0
         high, low = struct.unpack("=qq", self.worker.bytes)
         for column, value in enumerate((os.getpid(), high, low, 0, 0, 0)):

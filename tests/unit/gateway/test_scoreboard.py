@@ -101,13 +101,13 @@ def test_columns_are_seen_by_whoever_watches(tmp_path: Path) -> None:
     with closing(Scoreboard.open(tmp_path)) as worker, closing(Scoreboard.watch(tmp_path)) as watcher:
         worker.add(Column.ACCEPTED, 5)
         worker.add(Column.RECORDED, 3)
-        worker.put(Column.QUEUE, 2)
+        worker.put(Column.SPOOL_BYTES, 9)
         (state,) = watcher.workers()
         assert (state.alive, state.pid) == (True, os.getpid())
-        assert (state.accepted, state.recorded, state.queue) == (5, 3, 2)
+        assert (state.accepted, state.recorded, state.queue, state.spool_bytes) == (5, 3, 2, 9)
         worker.close()
         (state,) = watcher.workers()
-        assert (state.alive, state.accepted, state.queue) == (False, 5, 0)
+        assert (state.alive, state.accepted, state.queue, state.spool_bytes) == (False, 5, 0, 0)
 
 
 def test_a_scoreboard_of_another_version_is_made_anew(tmp_path: Path) -> None:

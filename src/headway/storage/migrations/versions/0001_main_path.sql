@@ -179,7 +179,7 @@ CREATE TABLE unit_state (
     arm         smallint NOT NULL,      -- of the first exposure
     stage       integer NOT NULL,       -- of the first exposure
     first_at    timestamptz NOT NULL,
-    events      integer NOT NULL,       -- bit set, headway.domain.evidence.EVENTS
+    events      integer NOT NULL,       -- bit i: headway.domain.metric.EVENT_METRICS[i]
     latency_bins smallint[] NOT NULL,   -- highest log-histogram bin of total_ms seen, per arm
     PRIMARY KEY (rollout, unit)
 );
