@@ -138,7 +138,7 @@ def _invocations() -> Json:
         "200": {
             "description": "The answer; its `id` is the interaction id. With `stream: true`, server-sent events.",
             "headers": headers,
-            "content": {_JSON: {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}},
+            "content": {_JSON: {"schema": {"type": "object"}}, "text/event-stream": {}},
         }
     }
     azure: list[Json] = [
@@ -268,7 +268,7 @@ def _openai_schemas() -> Json:
     model: Json = {**text, "description": "`application`, or `application@release` with the scope `pin`."}
     stream: Json = {"type": "boolean"}
     messages: Json = {"type": "array", "items": _object(["role"], {"role": text}), "minItems": 1}
-    chat: Json = {"model": model, "messages": messages, "stream": stream, "user": text}
+    chat: Json = {"model": model, "messages": messages, "stream": stream, "user": nullable}
     embeddings: Json = {"model": model, "input": words}
     responses: Json = {"model": model, "input": words, "stream": stream, "previous_response_id": nullable}
     detail: Json = {"message": text, "type": text, "param": nullable, "code": nullable}
