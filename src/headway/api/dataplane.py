@@ -226,7 +226,9 @@ class DataPlane:
         self, operation: Operation, model: str | None, scope: Message, receive: Receive, reply: _Reply
     ) -> None:
         if scope["method"] != "POST":
-            raise MethodNotAllowedError(f"{scope['path']} takes POST")
+            error = MethodNotAllowedError(f"{scope['path']} takes POST")
+            await reply.answer(render_openai(error), ((b"allow", b"POST"),))
+            return
         headers = dict(scope["headers"])
         key = authenticate(self._gateway.snapshot, headers, self._clock.unix_ms())
         require_scope(key, "invoke")
