@@ -11,6 +11,7 @@ import click
 import pytest
 import typer.main
 
+from headway.api.metrics import render_metrics
 from headway.cli import app
 from headway.config.settings import Settings
 
@@ -100,6 +101,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_settings_exist(page: Path) -> None:
     known = {f"HEADWAY_{name.upper()}" for name in Settings.__struct_fields__} | NOT_SETTINGS
     assert set(SETTING.findall(page.read_text())) - known == set()
+
+
+def test_metrics_exist(tmp_path: Path) -> None:
+    shown = render_metrics(Settings(home=tmp_path)).decode()
+    known = set(re.findall(r"^# HELP (\w+)", shown, re.MULTILINE))
+    named = {
+        name for page in PAGES for name in INLINE.findall(page.read_text()) if re.fullmatch(r"headway_[a-z_]+", name)
+    }
+    assert named
+    assert named - known == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)

@@ -137,6 +137,10 @@ def _show_results(screen: Screen, traffic: Traffic, rows: list[dict[str, Any]]) 
     figures = {str(row["release"]): _figures(row) for row in rows}
     screen.compare("What Headway recorded in this run", figures)
     screen.say("Cost is as if the model were hosted.")
+    if len(rows) == 1:
+        screen.say(
+            f"All traffic goes to {rows[0]['release']} by now. For two releases again, delete the demo's folder."
+        )
     if traffic.problems:
         screen.say(f"{len(traffic.problems)} of {traffic.asked} questions went wrong; the first: {traffic.problems[0]}")
     if traffic.report:
@@ -173,7 +177,7 @@ def _show_next_steps(screen: Screen, site: Site, traffic: Traffic, *, running: b
     if running:
         screen.heading("Now it is your turn. In another terminal:")
     else:
-        screen.heading("That was the demo; Headway stops. `headway demo` leaves it running. Then, in another terminal:")
+        screen.heading("That was the demo. Without --once Headway keeps running; then, in another terminal:")
     screen.shell(f"source {shlex.quote(str(_near(site.variables)))}", "this demo's URLs and key")
     ask = '{"model": "support", "messages": [{"role": "user", "content": "What does printing cost?"}]}'
     key, json = '-H "Authorization: Bearer $OPENAI_API_KEY"', '-H "Content-Type: application/json"'
