@@ -121,14 +121,14 @@ def interaction(**changes: Any) -> Interaction:
     return Interaction(**{**fields, **changes})
 
 
-def test_an_interaction_and_its_calls_make_one_trace_below_the_callers(receiver: Receiver) -> None:
+def trace_fallback(receiver: Receiver) -> dict[str, str]:
+    """Trace an interaction whose first provider call fails; gives the headers that the second call sent on."""
     tracing = open_tracing(receiver)
     trace = tracing.begin({b"traceparent": CALLER.encode(), b"tracestate": b"a=b"}, "chat", "support")
-    first = trace.begin_call(PRIMARY)
-    first.finish(503, "provider_error")
-    second = trace.begin_call(FALLBACK)
-    sent = second.headers()
-    second.finish(200, None)
+    trace.begin_call(PRIMARY).finish(503, "provider_error")
+    call = trace.begin_call(FALLBACK)
+    sent = call.headers()
+    call.finish(200, None)
     recorded = interaction(
         rollout=7,
         stage=3,
@@ -152,28 +152,29 @@ def test_an_interaction_and_its_calls_make_one_trace_below_the_callers(receiver:
     )
     trace.finish(recorded, "support", "support-v2")
     tracing.close()
+    return sent
 
-    whole, failed, answered = (
-        receiver.span("chat support"),
-        receiver.span("chat gpt-4o-mini"),
-        receiver.span("chat gpt-5"),
-    )
+
+def test_an_interaction_and_its_calls_make_one_trace_below_the_callers(receiver: Receiver) -> None:
+    sent = trace_fallback(receiver)
+    whole, failed = receiver.span("chat support"), receiver.span("chat gpt-4o-mini")
+    answered = receiver.span("chat gpt-5")
     assert len(receiver.spans) == 3
     assert receiver.services == {"headway"}
     assert {span.trace_id.hex() for span in receiver.spans} == {"4bf92f3577b34da6a3ce929d0e0e4736"}
     assert whole.parent_span_id.hex() == "00f067aa0ba902b7"
     assert failed.parent_span_id == answered.parent_span_id == whole.span_id
-    assert (whole.kind, failed.kind, answered.kind) == (
-        Span.SPAN_KIND_SERVER,
-        Span.SPAN_KIND_CLIENT,
-        Span.SPAN_KIND_CLIENT,
-    )
+    assert (whole.kind, failed.kind, answered.kind) == (Span.SPAN_KIND_SERVER, *[Span.SPAN_KIND_CLIENT] * 2)
     assert (whole.status.code, failed.status.code) == (Status.STATUS_CODE_UNSET, Status.STATUS_CODE_ERROR)
     assert sent == {
         "traceparent": f"00-{whole.trace_id.hex()}-{answered.span_id.hex()}-01",
         "tracestate": "a=b",
     }
-    assert attributes(failed) == {
+
+
+def test_attributes_follow_the_conventions(receiver: Receiver) -> None:
+    trace_fallback(receiver)
+    assert attributes(receiver.span("chat gpt-4o-mini")) == {
         "gen_ai.operation.name": "chat",
         "openai.api.type": "chat_completions",
         "gen_ai.provider.name": "openai",
@@ -184,9 +185,9 @@ def test_an_interaction_and_its_calls_make_one_trace_below_the_callers(receiver:
         "http.response.status_code": 503,
         "error.type": "provider_error",
     }
-    assert attributes(answered)["gen_ai.provider.name"] == "azure.ai.openai"
-    assert attributes(answered)["server.port"] == 9000
-    told = attributes(whole)
+    answered = attributes(receiver.span("chat gpt-5"))
+    assert (answered["gen_ai.provider.name"], answered["server.port"]) == ("azure.ai.openai", 9000)
+    told = attributes(receiver.span("chat support"))
     expected = {
         "gen_ai.operation.name": "chat",
         "gen_ai.request.model": "support",
