@@ -119,6 +119,7 @@ async def test_an_absent_server_is_a_storage_error() -> None:
     away = Database(url, wait_seconds=0.2)
     with pytest.raises(StorageError, match="is away"):
         await away.open()
+    await away.close()
 
 
 async def test_sessions_run_in_utc_whatever_the_url_says(database_url: str) -> None:

@@ -31,8 +31,8 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     with database_url(settings) as url:
         await asyncio.to_thread(migrate, url)
         database = Database(url)
-        await database.open()
         try:
+            await database.open()
             yield database
         finally:
             await database.close()

@@ -90,8 +90,8 @@ class Supervisor:
 
     async def _prepared(self, url: str) -> None:
         database = Database(url)
-        await database.open()
         try:
+            await database.open()
             result = self._prepare(database)
             if asyncio.iscoroutine(result):
                 await result

@@ -51,16 +51,14 @@ class Database:
         self._wait_seconds = wait_seconds
 
     async def open(self) -> None:
-        """Open the pool.
+        """Open the pool; ``close`` must follow, also when this fails.
 
         Raises:
-            StorageError: The database cannot be reached.
+            StorageError: The database cannot be reached. The pool is open all the same, and finds it when it is back.
         """
-        try:
-            await self._pool.open(wait=True, timeout=self._wait_seconds)
-        except PoolTimeout as error:
-            await self._pool.close()
-            raise StorageError(f"{_away(self.url)}: no connection within {self._wait_seconds:g} s") from error
+        await self._pool.open()
+        async with self.connection():
+            pass  # there is one, and it works
 
     async def close(self) -> None:
         """Close all connections; closing twice is harmless."""
