@@ -126,14 +126,17 @@ class Headway:
                 stdout=output,
                 stderr=log,
             )
-        wait_for("the greeting of `headway run`", self._greeted, _START_SECONDS)
+        try:
+            wait_for("the greeting of `headway run`", self._greeted, _START_SECONDS)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output()}\n{self.log()[-4000:]}") from None
         lines = [line.strip() for line in self.output().splitlines()]
         self.first_key = next((line for line in lines if line.startswith("hw-")), self.first_key)
 
     def _greeted(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
-            raise AssertionError(f"`headway run` ended at once:\n{self.output()}\n{self.log()[-4000:]}")
+            raise AssertionError("`headway run` ended at once")
         return "Headway runs." in self.output()
 
     def stop(self) -> int:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from headway.testing import Behaviour, Counts, Lognormal, ProviderProcess, Received, read_quality
+from headway.testing import Behaviour, Counts, Lognormal, ProviderProcess, Received, read_quality, refusing_port
 from tests.acceptance.harness import Headway, application, openai_deployment, running, wait_for
 
 KIND, BLUNT = "kind", "blunt"
@@ -178,7 +178,7 @@ def unique(text: str) -> str:
     return f"{text} [{secrets.token_hex(6)}]"
 
 
-def stand_configuration(provider: Provider, *, second: bool) -> dict[str, Any]:
+def stand_configuration(provider: Provider, refusing: int, *, second: bool) -> dict[str, Any]:
     """The shared headway.yaml, with the first releases or with the second."""
     secret = {"api_key": "env:STAND_PROVIDER_KEY"}
     base = provider.base_url
@@ -195,6 +195,8 @@ def stand_configuration(provider: Provider, *, second: bool) -> dict[str, Any]:
             "fragile": openai_deployment(
                 base, "fragile", timeouts=quick, attempts=1, circuit={"failures": 0, "open": "1s"}, **secret
             ),
+            "slow": openai_deployment(base, "slow", **secret),
+            "closed": openai_deployment(f"http://127.0.0.1:{refusing}/v1", "closed", attempts=1, **secret),
             "narrow": openai_deployment(base, "narrow", max_concurrency=2, queue={"size": 1, "wait": "10s"}, **secret),
         },
         "metrics": {
@@ -214,6 +216,10 @@ def stand_configuration(provider: Provider, *, second: bool) -> dict[str, Any]:
             "azure-v1": application("azure-v1"),
             "fragile": application("fragile"),
             "sturdy": application("fragile", fallbacks=["main"]),
+            "closed": application("closed", record="metadata"),
+            "covered": application("closed", fallbacks=["fragile", "main"]),
+            "slow": application("slow"),
+            "endless": application("slow", record="metadata"),
             "narrow": application("narrow"),
         },
     }
@@ -223,10 +229,11 @@ def stand_configuration(provider: Provider, *, second: bool) -> dict[str, Any]:
 def open_stand(folder: Path, database_url: str) -> Iterator[Stand]:
     """Start the stand: two releases of `support`, each with half of the conversations."""
     secret = "sk-provider-" + secrets.token_hex(16)
-    with simulated_provider({"chatty": CHATTY}) as provider:
-        headway = Headway(folder, database_url=database_url, environment={"STAND_PROVIDER_KEY": secret})
-        with running(headway, stand_configuration(provider, second=False)):
-            headway.write(stand_configuration(provider, second=True))
+    environment = {"STAND_PROVIDER_KEY": secret, "HEADWAY_BODY_SECONDS": "1"}
+    with simulated_provider({"chatty": CHATTY}) as provider, refusing_port() as refusing:
+        headway = Headway(folder, database_url=database_url, environment=environment)
+        with running(headway, stand_configuration(provider, refusing, second=False)):
+            headway.write(stand_configuration(provider, refusing, second=True))
             headway.run("apply", "--yes")
             headway.run("share", "support", BLUNT, "50%")
             key = headway.create_key("stand", "--scope", "invoke", "--scope", "pin", "--scope", "feedback")

@@ -135,7 +135,7 @@ def test_a_share_is_live_in_every_worker_within_a_second(stand: Stand) -> None:
     assert min(lags) < 0, "nothing ran before the switch"
     assert max(late) > 1000, "nothing ran a second after the switch"
     assert max(lags) < 1000, f"an old release answered {max(lags)} ms after the switch"
-    print(f"{len(answers)} requests; the last of the old release {max(0, max(lags))} ms after the switch")
+    print(f"{len(answers)} requests; the last of the old release {max(0, *lags)} ms after the switch")
 
 
 def test_prompt_and_parameters_are_the_releases(stand: Stand) -> None:
@@ -199,10 +199,8 @@ def test_a_response_continues_where_it_began(stand: Stand) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_secrets_stay_secret(stand: Stand, stream: bool) -> None:
-    """The provider's key and the callers' keys are in no table, no file, no log and no answer; also not after errors."""
-    leaky = ErrorReply(
-        status=401, message=f"Incorrect API key provided: {stand.provider_secret}", code="invalid_api_key"
-    )
+    """The provider's key and the callers' keys are in no table, file, log or answer, also not after errors."""
+    leaky = ErrorReply(status=401, message=f"Incorrect API key: {stand.provider_secret}", code="invalid_api_key")
     stand.provider.play("fragile", Behaviour(errors=(leaky,)))
     refused = stand.chat("fragile", unique("leak"), stream=stream)
     assert (refused.status, refused.code) == (502, "provider_rejected")
