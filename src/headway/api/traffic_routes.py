@@ -47,7 +47,7 @@ async def get_application(services: Services, _: Viewer, application: Name) -> A
         return await records.read_one(connection, records.APPLICATIONS, condition, f"application {application!r}")
 
 
-@router.get("/applications/{application}/summary", response_model=Summary, responses=problems(404))
+@router.get("/applications/{application}/summary", response_model=Summary, responses=problems(404, 429))
 async def summarise_application(
     services: Services, _: Viewer, application: Name, wanted: Annotated[SpanQuery, Query()]
 ) -> Any:

@@ -6,16 +6,17 @@ import uuid
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
+from psycopg.errors import QueryCanceled
 from psycopg.rows import dict_row
 
 from headway.clock import utc
-from headway.errors import NotFoundError
+from headway.errors import LimitError, NotFoundError
 from headway.ids import Kind
 from headway.storage.database import Connection
 from headway.storage.paging import Condition, Listing, Order
 
 _LAST_MS = 253_402_300_000_000  # the last second that a datetime can be
-_SUMMARY_SECONDS = 20  # a summary over too much is broken off, not left running
+_SUMMARY_SECONDS = 20.0  # a summary over too much is broken off, not left running
 
 APPLICATIONS = Listing(
     select="""
@@ -214,7 +215,14 @@ async def read_configuration(connection: Connection, number: int) -> dict[str, A
     return found
 
 
-async def summarise(connection: Connection, application: int, since: datetime, until: datetime) -> list[dict[str, Any]]:
+async def summarise(
+    connection: Connection,
+    application: int,
+    since: datetime,
+    until: datetime,
+    *,
+    seconds: float = _SUMMARY_SECONDS,
+) -> list[dict[str, Any]]:
     """Add up what each release of an application did with the interactions that began in a span of time.
 
     Shadow interactions are left out.
@@ -224,21 +232,26 @@ async def summarise(connection: Connection, application: int, since: datetime, u
         application: Its number.
         since: Start of the span.
         until: End of the span.
+        seconds: After which it is broken off.
 
     Returns:
         Per release that had interactions or feedback, in the order of the releases' numbers; figures without data
         are None or left out.
 
     Raises:
-        StorageError: It took too long: ask for a shorter span.
+        LimitError: It took too long: ask for a shorter span.
     """
     values = {"application": application, "since": since, "until": until, "shadow": Kind.SHADOW}
-    async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute("SELECT set_config('statement_timeout', %s, true)", (f"{_SUMMARY_SECONDS}s",))
-        await cursor.execute(_SUMMARY, values)
-        releases = {row["number"]: row for row in await cursor.fetchall()}
-        await cursor.execute(_FEEDBACK_SUMMARY, values)
-        feedback = await cursor.fetchall()
+    try:
+        async with connection.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute("SELECT set_config('statement_timeout', %s, true)", (f"{seconds}s",))
+            await cursor.execute(_SUMMARY, values)
+            releases = {row["number"]: row for row in await cursor.fetchall()}
+            await cursor.execute(_FEEDBACK_SUMMARY, values)
+            feedback = await cursor.fetchall()
+    except QueryCanceled as error:
+        message = f"there is too much to add up in {seconds:g} s: ask for a shorter span of time"
+        raise LimitError(message, param="since", code="summary_too_large") from error
     for row in feedback:
         number, name = row.pop("number"), row.pop("release")
         release = releases.setdefault(number, {"number": number, "release": name, "interactions": 0})

@@ -1,7 +1,7 @@
 """The control plane: who may look, who may change, and what they see."""
 
 import uuid
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,8 +10,9 @@ from headway.api.control_parts import ControlServices
 from headway.api.controlplane import create_app
 from headway.clock import utc
 from headway.domain.feedback import Report
-from headway.errors import StorageError
+from headway.errors import LimitError, StorageError
 from headway.ids import Kind, uuid7
+from headway.storage import records
 from headway.storage import reports as report_storage
 from headway.storage.database import Database
 from tests.integration.api.conftest import Control
@@ -286,6 +287,23 @@ async def test_the_summary_has_figures_only_where_there_is_data(control: Control
     assert later["releases"] == []
     for params in ({"until": "0001-01-01T00:00:00Z"}, {"since": "2000-01-01T00:00:00Z"}, {"since": "yesterday"}):
         assert (await control.call("GET", f"{ADMIN}/applications/support/summary", params=params))[0] == 400
+
+
+async def test_a_summary_that_takes_too_long_is_broken_off(control: Control) -> None:
+    async with control.world.database.connection() as connection:
+        await connection.execute("SELECT ensure_interaction_partition('2026-01-02')")
+        await connection.execute(
+            "INSERT INTO interaction SELECT '2026-01-02Z'::timestamptz + n * interval '1 s', gen_random_uuid(), 1, 1,"
+            " 0, 0, 0, 3, 'unit', false, 1, 'c', NULL, 'chat', false, 200, NULL, false, false, false, false, 'd', 1, 0,"
+            " false, NULL, NULL, NULL, NULL, 1, 0, 1, NULL, NULL, 1, 1, 0, NULL, NULL FROM generate_series(1, 20000) n"
+        )
+    start = datetime(2026, 1, 2, tzinfo=UTC)
+    async with control.world.database.connection() as connection:
+        (bold,) = await records.summarise(connection, 1, start, start + timedelta(days=1))
+    assert bold["interactions"] == 20_000
+    with pytest.raises(LimitError, match="shorter span"):
+        async with control.world.database.connection() as connection:
+            await records.summarise(connection, 1, start, start + timedelta(days=1), seconds=0.001)
 
 
 async def test_every_fault_is_problem_json(control: Control) -> None:

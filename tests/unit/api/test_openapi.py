@@ -13,7 +13,7 @@ from headway.api.feedback_routes import FeedbackRoutes
 from headway.api.openapi import dataplane_document
 
 REFERENCE = Path(__file__).resolve().parents[3] / "docs" / "reference"
-PLANES = {"data": dataplane_document, "control": controlplane_document}
+PLANES: dict[str, Callable[[], Mapping[str, Any]]] = {"data": dataplane_document, "control": controlplane_document}
 
 
 @pytest.mark.parametrize("plane", PLANES)
