@@ -31,6 +31,7 @@ class Spend:
         cpu_seconds: CPU of the target's process tree, until all was recorded.
         database_seconds: CPU of its database, where it has one.
         elapsed_seconds: Length of the load.
+        lag_seconds: From the last answer to the last recorded row, to the half second.
         latencies_ms: Of each request.
     """
 
@@ -38,6 +39,7 @@ class Spend:
     cpu_seconds: float
     database_seconds: float | None
     elapsed_seconds: float
+    lag_seconds: float
     latencies_ms: list[float]
 
     @property
@@ -122,12 +124,14 @@ class Bench:
         outcome = self.run(load, target.name)
         ended = self._read_foreign(target)
         self.foreign_shares.append((ended[1] - begun[1]) / (ended[0] - begun[0]) / 2)
+        answered_at = time.monotonic()
         database_after = self._await_records(target, rows_before + outcome.answered) if recorder else None
         return Spend(
             requests=outcome.answered,
             cpu_seconds=target.tree.cpu_seconds() - cpu_before,
             database_seconds=None if database_after is None else database_after - database_before,
             elapsed_seconds=outcome.elapsed_seconds,
+            lag_seconds=time.monotonic() - answered_at,
             latencies_ms=outcome.latencies_ms,
         )
 

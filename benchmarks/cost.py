@@ -44,7 +44,8 @@ def describe_spends(area: str, what: str, rounds: dict[str, list[Spend]], at_mos
         figures.append(Figure(area, f"CPU per {what}", name, median(spent), "us", note=note))
         database = [spend.database_us for spend in spends if spend.database_us is not None]
         if database:
-            note = "not part of the ratio"
+            lag = max(spend.lag_seconds for spend in spends)
+            note = f"not part of the ratio; all recorded within {lag:.1f} s of the last answer"
             figures.append(Figure(area, f"PostgreSQL CPU per {what}", name, median(database), "us", note=note))
         if envoy and name != "envoy":
             bar = at_most_envoys if name == "headway" else None
