@@ -74,6 +74,7 @@ class DataPlaneService:
         stack.push_async_callback(recorder.close)
 
         keeper = Keeper(database, statements, clock)
+        stack.push_async_callback(keeper.close)
         tasks = Tasks(clock)
         stack.push_async_callback(tasks.close)
         tasks.run("feed", feed.run)

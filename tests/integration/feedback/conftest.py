@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from headway.api.feedback_routes import FeedbackRoutes
 from headway.api.messages import Answer, Request
+from headway.domain.protocols import DurableLog
 from headway.feedback.intake import FeedbackIntake
 from headway.feedback.keeping import Keeper
 from headway.feedback.reporting import ReportDesk, ReportIntake
@@ -86,9 +87,11 @@ class Desk:
         raise LookupError(path)
 
 
-def make_desk(world: World, database: Database, origins: tuple[str, ...] = ("*",)) -> Desk:
-    log = MemoryLog()
-    keeper = Keeper(database, log, world.clock)
+def make_desk(
+    world: World, database: Database, origins: tuple[str, ...] = ("*",), log: DurableLog | None = None
+) -> Desk:
+    memory = MemoryLog()
+    keeper = Keeper(database, log or memory, world.clock)
     routes = FeedbackRoutes(
         FeedbackIntake(database, keeper, world.clock),
         ReportIntake(keeper, world.clock),
@@ -97,7 +100,7 @@ def make_desk(world: World, database: Database, origins: tuple[str, ...] = ("*",
         world.clock,
         origins,
     )
-    return Desk(world, keeper, log, routes)
+    return Desk(world, keeper, memory, routes)
 
 
 @pytest.fixture
@@ -116,12 +119,16 @@ def desk_with_origins(world: World) -> Callable[..., Desk]:
 
 
 class Relay:
-    """A database that can be away: connections to PostgreSQL pass through a socket that can be closed."""
+    """A database that can be away: connections to PostgreSQL pass through a socket that can be closed,
+    or, while ``flowing`` is not set, swallows what comes.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self.flowing = asyncio.Event()
+        self.flowing.set()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -138,6 +145,7 @@ class Relay:
             self._server.close()
             for writer in tuple(self._writers):
                 writer.transport.abort()
+            self.flowing.set()
             await self._server.wait_closed()
             self._server = None
 
@@ -154,17 +162,17 @@ class Relay:
             return
         self._writers |= {writer, there[1]}
         try:
-            await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer))
+            await asyncio.gather(self._pump(reader, there[1]), self._pump(there[0], writer))
         finally:
             self._writers -= {writer, there[1]}
 
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except OSError:
-        pass
-    finally:
-        writer.close()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                await self.flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()

@@ -1,14 +1,20 @@
 """Feedback and reports while the database is away: kept before the answer, replayed once, in any order."""
 
 import asyncio
+import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from headway.clock import SystemClock
+from headway.domain.snapshot import encode_snapshot
 from headway.errors import StorageError
 from headway.storage.database import Database
+from headway.storage.spool import Spool
 from tests.integration.feedback.conftest import Desk, Relay, make_desk
 from tests.world import World
 
@@ -26,7 +32,10 @@ async def far_desk(world: World, relay: Relay) -> AsyncIterator[Desk]:
     """A desk whose database is reached through the relay."""
     database = Database(relay.url, wait_seconds=0.3)
     await database.open()
-    yield make_desk(world, database)
+    desk = make_desk(world, database)
+    yield desk
+    await relay.cut()  # what hangs now fails
+    await desk.keeper.close()
     await database.close()
 
 
@@ -59,6 +68,24 @@ async def test_nothing_acknowledged_is_lost_while_the_database_is_away(far_desk:
     accepted = sorted(uuid.UUID(body["id"]) for _, body in answers)
     assert sorted(row[0] for row in await far_desk.rows("SELECT id FROM feedback")) == accepted
     assert await far_desk.rows("SELECT id, title FROM report") == [(uuid.UUID(report[1]["id"]), "Down")]
+
+
+async def test_a_database_that_hangs_is_away_too(far_desk: Desk, relay: Relay) -> None:
+    post = {"interaction_id": far_desk.world.issue(), "metric": "stars", "value": 1}
+    assert (await far_desk.feedback(post))[0] == 201
+    relay.flowing.clear()
+    started = asyncio.get_running_loop().time()
+    far_desk.world.clock.advance(1)
+    status, body = await far_desk.feedback({**post, "value": 2})
+    assert (status, body["outcome"]) == (202, "spooled")
+    assert asyncio.get_running_loop().time() - started < 4
+    far_desk.world.clock.advance(1)
+    assert (await far_desk.feedback({**post, "value": 3}))[0] == 202
+    assert asyncio.get_running_loop().time() - started < 4.1
+    relay.flowing.set()
+    await replay(far_desk)
+    assert await far_desk.rows("SELECT number FROM feedback ORDER BY at, number") == [(1,), (2,), (3,)]
+    assert await far_desk.rows("SELECT number FROM feedback WHERE superseded_at IS NULL") == [(3,)]
 
 
 async def test_only_the_first_waits_for_a_database_that_is_away(far_desk: Desk, relay: Relay) -> None:
@@ -140,6 +167,49 @@ async def test_a_report_is_made_once_per_idempotency_key_across_an_outage(desk: 
     for record in away.log.records:
         await desk.keeper.replay(record)
     assert len(await desk.rows("SELECT 1 FROM report")) == 1
+
+
+async def test_what_was_acknowledged_survives_kill_9_in_the_spool(desk: Desk, tmp_path: Path) -> None:
+    ids, snapshot = tmp_path / "ids", tmp_path / "snapshot"
+    clock = SystemClock()
+    now = desk.world.clock.unix_ms() - clock.unix_ms()
+    age_days = now / 86_400_000  # the process has the machine's clock
+    ids.write_text("\n".join(desk.world.issue(age_days=age_days) for _ in range(300)))
+    snapshot.write_bytes(encode_snapshot(desk.world.snapshot))
+    folder = tmp_path / "spool"
+    program = Path(__file__).with_name("crashing.py")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(program), str(folder), str(snapshot), str(ids), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    acknowledged = {uuid.UUID(line) for line in output.decode().split()}
+    assert len(acknowledged) == 100
+
+    for _ in range(2):  # and once more: nothing is there twice
+        spool = Spool(folder, clock, max_bytes=10_000_000, drop_oldest=False)
+        await spool.adopt()
+        await spool.replay(desk.keeper.replay, 1000)
+        await spool.close()
+    rows = await desk.rows("SELECT id FROM feedback")
+    assert acknowledged <= {row[0] for row in rows}
+    assert len(rows) <= 300
+
+
+async def test_a_full_spool_refuses_and_keeps_what_it_has(desk: Desk, tmp_path: Path) -> None:
+    spool = Spool(tmp_path, desk.world.clock, max_bytes=2000, drop_oldest=False)
+    away = make_desk(desk.world, Database("postgresql://127.0.0.1:1/none", wait_seconds=0.05), log=spool)
+    posts = [{"interaction_id": desk.world.issue(), "metric": "stars", "value": 5} for _ in range(20)]
+    answers = [await away.feedback(post) for post in posts]
+    statuses = [status for status, _ in answers]
+    kept = statuses.count(202)
+    assert 0 < kept < 20
+    assert statuses == [202] * kept + [429] * (20 - kept)
+    assert answers[-1][1]["code"] == "overloaded"
+    await spool.replay(desk.keeper.replay, 100)
+    await spool.close()
+    accepted = {body["id"] for status, body in answers if status == 202}
+    assert {str(row[0]) for row in await desk.rows("SELECT id FROM feedback")} == accepted
 
 
 async def test_what_is_no_record_is_refused(desk: Desk) -> None:
