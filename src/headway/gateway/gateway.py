@@ -12,7 +12,7 @@ from headway.clock import Clock, elapsed_ms, utc
 from headway.domain.interaction import Interaction, Operation
 from headway.domain.release import Prices
 from headway.domain.snapshot import ApplicationRoute, KeyRoute, Snapshot
-from headway.errors import HeadwayError, InvalidRequestError, NotFoundError, ProviderError
+from headway.errors import HeadwayError, InvalidRequestError, NotFoundError, ProviderError, ProviderTimeoutError
 from headway.gateway.answers import JunkError, rewrite_answer
 from headway.gateway.calls import Caller, Opened
 from headway.gateway.conversations import Conversations
@@ -33,6 +33,7 @@ _JSON = b"application/json"
 _EVENTS = b"text/event-stream; charset=utf-8"
 CLIENT_GONE = 499
 _RECORDED_BYTES = 1024 * 1024
+_DAY_MS = 86_400_000
 
 
 class Reply(Protocol):
@@ -105,6 +106,7 @@ class Gateway:
         self._clock = clock
         self._tracing = tracing
         self._renderers: dict[int, ReleaseRenderer] = {}
+        self._day = (-1, "")
         self._snapshot: Snapshot | None = None
         self._signer: Signer | None = None
 
@@ -272,13 +274,19 @@ class Gateway:
         renderer = self._renderers.get(route.release.number)
         if renderer is None:
             renderer = self._renderers[route.release.number] = ReleaseRenderer(route.release)
-        fields = renderer.render(parsed, utc(interaction.unix_ms).strftime("%Y-%m-%d"))
+        fields = renderer.render(parsed, self._today(interaction.unix_ms))
         only = None
         if exchange.previous is not None:
             fields["previous_response_id"] = msgspec.Raw(msgspec.json.encode(exchange.previous.provider_id))
             only = exchange.previous.deployment
         interaction.overhead_ms = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
         return await self._caller.call(route.release, renderer, parsed, fields, interaction, exchange.trace, only)
+
+    def _today(self, unix_ms: int) -> str:
+        day = unix_ms // _DAY_MS
+        if day != self._day[0]:
+            self._day = (day, utc(unix_ms).strftime("%Y-%m-%d"))
+        return self._day[1]
 
     async def _pass_whole(self, exchange: _Exchange, opened: Opened, reply: Reply) -> None:
         interaction = exchange.interaction
@@ -335,11 +343,10 @@ class Gateway:
                 interaction.error, interaction.release_error = "provider_error", True
         except (CallError, JunkError) as error:
             interaction.attempt_errors += 1
-            code = "provider_junk" if isinstance(error, JunkError) else "provider_cut"
-            failure = ProviderError(f"deployment {opened.deployment.name!r} broke off: {error}", code=code)
+            failure = _broken_off(opened.deployment.name, error)
             if not begun:
                 raise failure from error
-            interaction.error, interaction.release_error = code, True
+            interaction.error, interaction.release_error = failure.error_code, True
             interaction.status = opened.answer.status
             await reply.piece(_error_event(interaction.operation, rewriter, reply.error_body(failure)))
             await reply.end()
@@ -412,6 +419,13 @@ def cost_of(interaction: Interaction, prices: Prices | None) -> float | None:
     if prices is None or interaction.input_tokens is None:
         return None
     return prices.cost_usd(interaction.input_tokens, interaction.output_tokens or 0, interaction.cached_tokens or 0)
+
+
+def _broken_off(deployment: str, error: CallError | JunkError) -> ProviderError:
+    message = f"deployment {deployment!r} broke off: {error}"
+    if isinstance(error, JunkError):
+        return ProviderError(message, code="provider_junk")
+    return ProviderTimeoutError(message) if error.timed_out else ProviderError(message, code="provider_cut")
 
 
 _RELEASE_CAUSED = ("context_length", "unsupported_", "model_", "max_tokens", "invalid_prompt")

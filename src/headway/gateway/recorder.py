@@ -24,7 +24,7 @@ from headway.storage.spool import Spool
 _log = structlog.get_logger("headway.gateway.recorder")
 
 _INTERVAL_SECONDS = 0.2
-_BATCH_INTERACTIONS = 200  # preparing a batch keeps requests waiting: about 2 ms for so many
+_BATCH_INTERACTIONS = 300  # preparing a batch keeps requests waiting: about 3 ms for so many
 _BATCH_BYTES = 8 * 1024 * 1024
 _QUEUE_BYTES = 128 * 1024 * 1024  # of prompts and answers; beyond, interactions are recorded without theirs
 _WRITE_SECONDS = 5.0

@@ -12,7 +12,7 @@ import msgspec
 
 from headway.domain.interaction import Interaction
 from headway.gateway.answers import Body, JunkError, Usage, decode_body, note_body, note_finish, note_usage, spell
-from headway.gateway.transcripts import EVENT_END, StreamChoice, assemble_chat, payload_of, split_events
+from headway.gateway.transcripts import EVENT_END, ChatTranscript, StreamChoice, payload_of, split_events
 
 _MAX_EVENT_BYTES = 16 * 1024 * 1024
 _CONTENT = re.compile(rb'"(?:content|refusal|reasoning_content|reasoning|arguments|name|delta|text)":\s?"[^"]')
@@ -138,7 +138,7 @@ class ChatStream:
         self._interaction = interaction
         self._answer_id = answer_id
         self._hide = hide_usage
-        self._kept: list[bytes] | None = [] if keep else None
+        self._transcript = ChatTranscript() if keep else None
         self._events = _Events()
         self._spelling = _SPELLINGS[0]
         self._token = self._new = b""
@@ -153,8 +153,8 @@ class ChatStream:
             return b""
         if not self.saw_content and _CONTENT.search(data):
             self.saw_content = True
-        if self._kept is not None:
-            self._kept.append(data)
+        if self._transcript is not None:
+            self._transcript.add(data)
         out = b""
         while not self._token and data:  # until a chunk tells the provider's id
             blank = EVENT_END.search(data)
@@ -239,16 +239,16 @@ class ChatStream:
     def finish(self) -> bytes:
         """Take the end of the stream and give what is left; it must have come to a finish reason or [DONE]."""
         rest = self._events.rest()
-        if rest and self._kept is not None:
-            self._kept.append(rest)
+        if rest and self._transcript is not None:
+            self._transcript.add(rest)
         out = self._rewrite_all(rest)
         if not self._complete and self.error is None:
             raise JunkError("the provider ended the stream before the answer was complete")
         return out
 
     def transcript(self) -> bytes:
-        """Assemble the chunks into the completion that they would have been."""
-        return assemble_chat(b"".join(self._kept or ()), self._interaction.provider_model)
+        """Give the completion that the chunks would have been; an empty one where nothing was kept."""
+        return (self._transcript or ChatTranscript()).whole(self._interaction.provider_model)
 
 
 def _without_usage(event: bytes, payload: bytes) -> bytes:

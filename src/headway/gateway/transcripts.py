@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+_FOLDED_BYTES = 64 * 1024
 EVENT_END = re.compile(rb"\r?\n\r?\n")
 # A chunk that adds text and nothing else: nearly all are. Inside a text the quotes would be escaped.
 _TEXT = re.compile(rb'"delta":\s?\{"content":\s?"((?:[^"\\]|\\.)*)"\}', re.DOTALL)
@@ -62,51 +63,61 @@ def payload_of(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-def assemble_chat(data: bytes, model: str | None) -> bytes:
-    """Put the chunks of a chat completion together.
+class ChatTranscript:
+    """Puts the chunks of a chat completion together, as they come and in little memory."""
 
-    Args:
-        data: The events as the provider sent them; a torn last one is left out.
-        model: What the provider says it used.
+    def __init__(self) -> None:
+        self._choices: dict[int, _Choice] = {}
+        self._waiting: list[bytes] = []
+        self._size = 0
 
-    Returns:
-        The completion as JSON.
-    """
-    choices = _assemble_text(data)
-    if choices is None:
-        choices = {}
-        _add_events(choices, data)
-    body = {
-        "object": "chat.completion",
-        "model": model,
-        "choices": [{"index": index, **choice.whole()} for index, choice in sorted(choices.items())],
-    }
-    return msgspec.json.encode(body)
+    def add(self, events: bytes) -> None:
+        """Add whole events as the provider sent them; a torn last one is left out."""
+        self._waiting.append(events)
+        self._size += len(events)
+        if self._size >= _FOLDED_BYTES:
+            self._fold()
+
+    def whole(self, model: str | None) -> bytes:
+        """Give the completion as JSON; ``model`` is what the provider says it used."""
+        self._fold()
+        body = {
+            "object": "chat.completion",
+            "model": model,
+            "choices": [{"index": index, **choice.whole()} for index, choice in sorted(self._choices.items())],
+        }
+        return msgspec.json.encode(body)
+
+    def _fold(self) -> None:
+        data = b"".join(self._waiting)
+        self._waiting.clear()
+        self._size = 0
+        if not _add_text(self._choices, data):
+            _add_events(self._choices, data)
 
 
-def _assemble_text(data: bytes) -> dict[int, _Choice] | None:
-    """Put together a stream of one choice, its run of plain text by bytes; None where that is not safe."""
+def _add_text(choices: dict[int, _Choice], data: bytes) -> bool:
+    """Add events of one choice, their run of plain text by bytes; False, and nothing added, where that is not safe."""
     deltas = [found.start() for found in _DELTA.finditer(data)]
     if b"\r" in data or len(deltas) != len(_FIRST_CHOICE.findall(data)):
-        return None
+        return False
     finish = _FINISH.search(data)
     last = len(data) if finish is None else data.rfind(b"\n\n", 0, finish.start()) + 2
     texts = list(_TEXT.finditer(data, 0, last))
     if not texts:
-        return None
+        return False
     first = deltas.index(texts[0].start())
     if deltas[first + len(texts) - 1] != texts[-1].start():
-        return None  # something else is said in between
+        return False  # something else is said in between
     try:
-        text = msgspec.json.decode(b'"' + b"".join(found[1] for found in texts) + b'"', type=str)
+        text = msgspec.json.decode(b'"' + b"".join([found[1] for found in texts]) + b'"', type=str)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    choices: dict[int, _Choice] = {}
+        return False
     _add_events(choices, data[: data.rfind(b"\n\n", 0, texts[0].start()) + 2])
     choices.setdefault(0, _Choice()).add(StreamChoice(delta=Delta(content=text)))
     end = data.find(b"\n\n", texts[-1].end())
     _add_events(choices, data[end:] if end >= 0 else b"")
-    return choices
+    return True
 
 
 def _add_events(choices: dict[int, _Choice], data: bytes) -> None:
