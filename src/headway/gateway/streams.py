@@ -153,8 +153,12 @@ class ChatStream:
             return b""
         if not self.saw_content and _CONTENT.search(data):
             self.saw_content = True
+        out = self._rewrite_events(data)
         if self._transcript is not None:
             self._transcript.add(data)
+        return out
+
+    def _rewrite_events(self, data: bytes) -> bytes:
         out = b""
         while not self._token and data:  # until a chunk tells the provider's id
             blank = EVENT_END.search(data)
@@ -239,9 +243,9 @@ class ChatStream:
     def finish(self) -> bytes:
         """Take the end of the stream and give what is left; it must have come to a finish reason or [DONE]."""
         rest = self._events.rest()
-        if rest and self._transcript is not None:
-            self._transcript.add(rest)
         out = self._rewrite_all(rest)
+        if self._transcript is not None:
+            self._transcript.add(rest)
         if not self._complete and self.error is None:
             raise JunkError("the provider ended the stream before the answer was complete")
         return out

@@ -72,7 +72,7 @@ class ChatTranscript:
         self._size = 0
 
     def add(self, events: bytes) -> None:
-        """Add whole events as the provider sent them; a torn last one is left out."""
+        """Add whole events as the provider sent them."""
         self._waiting.append(events)
         self._size += len(events)
         if self._size >= _FOLDED_BYTES:
@@ -128,7 +128,7 @@ def _add_events(choices: dict[int, _Choice], data: bytes) -> None:
         try:
             said = _decode_said(payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            continue  # [DONE], or a torn last event: what came before it is the answer.
+            continue  # [DONE]
         for part in said.choices or ():
             choices.setdefault(part.index, _Choice()).add(part)
 

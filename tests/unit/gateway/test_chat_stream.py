@@ -71,22 +71,35 @@ class TestSimulated:
             assert getattr(streamed, name) == getattr(whole, name)
         assert streamed.finish_reason == whole.finish_reason
 
-    @given(chat_answers, framings, st.integers(0, 2**20))
-    def test_a_torn_stream_is_noticed(self, answer: ChatAnswer, framing: Framing, place: int) -> None:
+    @given(chat_answers, framings, cut_places, st.integers(0, 2**20))
+    def test_a_torn_stream_is_noticed_and_what_was_passed_on_is_kept(
+        self, answer: ChatAnswer, framing: Framing, places: list[int], end: int
+    ) -> None:
         frames = framing.frames(answer.events())
-        first_end = next(
-            number
-            for number, frame in enumerate(frames)
-            if b'finish_reason":null' not in frame.replace(b" ", b"")
-            and b'"choices":[]' not in frame.replace(b" ", b"")
-        )
-        data = b"".join(frames[:first_end])
+        torn = b"".join(frames[: _first_end(frames)])
         stream, _ = rewriter()
-        sent = stream.feed(data[: place % (len(data) + 1)])
-        assert all(item["id"] == OURS for item in payloads(sent))
+        sent = b"".join([stream.feed(piece) for piece in cut(torn[: end % (len(torn) + 1)], places)])
         with pytest.raises(JunkError):
             stream.finish()
-        stream.transcript()
+        assert all(item["id"] == OURS for item in payloads(sent))
+        kept = {choice["index"]: choice["message"] for choice in json.loads(stream.transcript())["choices"]}
+        assert {index: message["content"] or "" for index, message in kept.items()} == _texts(sent, "content")
+        assert {index: message.get("refusal") or "" for index, message in kept.items()} == _texts(sent, "refusal")
+
+
+def _first_end(frames: list[bytes]) -> int:
+    """Number of the first chunk that finishes a choice."""
+    ends = (b'"finish_reason":"', b'"finish_reason": "')
+    return next(number for number, frame in enumerate(frames) if any(end in frame for end in ends))
+
+
+def _texts(sent: bytes, name: str) -> dict[int, str]:
+    """What a client has read, by choice."""
+    read: dict[int, str] = {}
+    for item in payloads(sent):
+        for choice in item["choices"]:
+            read[choice["index"]] = read.get(choice["index"], "") + (choice["delta"].get(name) or "")
+    return read
 
 
 def _said(choice: dict[str, Any]) -> Any:
