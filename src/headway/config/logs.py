@@ -66,6 +66,8 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [forwarder]
     root.setLevel(library_level)
+    # Whoever uses the pool says itself when the database is away; the pool would say it for each connection.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)
 
 

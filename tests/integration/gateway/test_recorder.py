@@ -124,7 +124,7 @@ async def test_what_is_recorded_is_in_the_database(tmp_path: Path, database_url:
         assert (worker.state.accepted, worker.state.recorded) == (450, 0)
         await worker.recorder.flush()
         assert await recorded(database_url) == await counted(database_url) == 450
-        assert await ask(database_url, "SELECT count(*) FROM recorder_batch") == 3
+        assert await ask(database_url, "SELECT count(*) FROM recorder_batch") == 2
         assert (worker.state.recorded, worker.state.dropped, worker.state.queue) == (450, 0, 0)
 
 
