@@ -209,10 +209,8 @@ class Headway:
         """The worker processes of the data plane."""
         assert self._process is not None
         supervisor = psutil.Process(self._process.pid)
-        server = next(
-            each for each in supervisor.children() if each.cmdline()[-2:] == ["headway.runtime.serve", "data"]
-        )
-        return [each for each in server.children() if any("spawn_main" in part for part in each.cmdline())]
+        (server,) = [each for each in supervisor.children() if each.cmdline()[-2:] == ["headway.runtime.serve", "data"]]
+        return server.children()
 
     def kill_postgres(self) -> None:
         """Kill the embedded PostgreSQL's main process."""
