@@ -124,7 +124,7 @@ class Signer:
         Raises:
             InteractionIdError: It is truncated, altered, signed by a retired key, or not an interaction id.
         """
-        if not isinstance(text, str) or len(text) != _TEXT_LENGTH or not _SHAPE.fullmatch(text):
+        if len(text) != _TEXT_LENGTH or not _SHAPE.fullmatch(text):
             message = f"not an interaction id: expected the `id` of an answer ({_TEXT_LENGTH} characters, 'hw_...')"
             raise InteractionIdError(message, param="interaction_id")
         encoded = text[len(_PREFIX) :]

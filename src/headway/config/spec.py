@@ -238,7 +238,7 @@ DEPLOYMENT = Table(
         ),
         "max_concurrency": Key(
             Number(0, 100_000, whole=True),
-            "Calls in flight per worker; 0 is no limit.",
+            "Calls in flight per replica, shared out evenly among its workers; 0 is no limit.",
             default=_RUN.max_concurrency,
         ),
         "queue": Key(QUEUE, "Where calls wait when `max_concurrency` is reached."),

@@ -198,8 +198,9 @@ class Caller:
                 problem = outcome.error.error_code
             return outcome
         except CallError as error:
-            problem = str(error)
-            return _failed(deployment, error)
+            failure = _failed(deployment, error)
+            problem = failure.error.error_code
+            return failure
         except ConfigurationError as error:
             problem = error.error_code
             return _Failure(error)
