@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 
 import msgspec
 import structlog
 
+from headway.clock import Clock
 from headway.domain.protocols import DurableLog
 from headway.errors import HeadwayError, NotFoundError, StorageError
+from headway.storage.attempts import Attempts
 from headway.storage.database import Database
 from headway.storage.links import ResponseLink, find_link, save_link
 
 _log = structlog.get_logger("headway.gateway.conversations")
 _CACHED = 10_000
-_SAVE_SECONDS = 1.0
 
 
 class Conversations:
@@ -25,9 +25,10 @@ class Conversations:
     the database is away, the link goes to the spool and this worker remembers it.
     """
 
-    def __init__(self, database: Database, spool: DurableLog) -> None:
+    def __init__(self, database: Database, spool: DurableLog, clock: Clock) -> None:
         self._database = database
         self._spool = spool
+        self._attempts = Attempts(clock)
         self._recent: OrderedDict[bytes, ResponseLink] = OrderedDict()
 
     async def keep(self, link: ResponseLink) -> None:
@@ -36,9 +37,8 @@ class Conversations:
         if len(self._recent) > _CACHED:
             self._recent.popitem(last=False)
         try:
-            async with asyncio.timeout(_SAVE_SECONDS), self._database.connection() as connection:
-                await save_link(connection, link)
-        except (StorageError, TimeoutError):
+            await self._attempts.run(lambda: self._save(link))
+        except StorageError:
             try:
                 await self._spool.append(msgspec.json.encode(link))
             except HeadwayError as error:
@@ -54,8 +54,7 @@ class Conversations:
         link = self._recent.get(interaction)
         if link is not None:
             return link
-        async with self._database.connection() as connection:
-            link = await find_link(connection, interaction)
+        link = await self._attempts.run(lambda: self._find(interaction))
         if link is None:
             message = "previous_response_id: there is no stored response of that id (not stored, or past retention)"
             raise NotFoundError(message, param="previous_response_id", code="previous_response_not_found")
@@ -63,6 +62,16 @@ class Conversations:
 
     async def replay(self, record: bytes) -> None:
         """Write a spooled link to the database."""
-        link = msgspec.json.decode(record, type=ResponseLink)
+        await self._save(msgspec.json.decode(record, type=ResponseLink))
+
+    async def close(self) -> None:
+        """Give up what a database that hangs has not answered."""
+        await self._attempts.close()
+
+    async def _save(self, link: ResponseLink) -> None:
         async with self._database.connection() as connection:
             await save_link(connection, link)
+
+    async def _find(self, interaction: bytes) -> ResponseLink | None:
+        async with self._database.connection() as connection:
+            return await find_link(connection, interaction)

@@ -1,0 +1,67 @@
+"""Asking the database on behalf of callers who cannot wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from headway.clock import Clock
+from headway.errors import StorageError
+
+_ANSWER_SECONDS = 1.0
+_AWAY_SECONDS = 1.0
+
+T = TypeVar("T")
+
+
+class Attempts:
+    """Gives the database about a second to answer; while it is away, one caller at a time finds out, others go on.
+
+    A connection that hangs takes more than ten seconds to give up. That happens behind the caller.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._away_until = -math.inf
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do some work with the database.
+
+        What was begun may take effect even when this fails, and goes on when the caller is cancelled.
+
+        Raises:
+            StorageError: The database is away, or does not answer in time.
+        """
+        now = self._clock.monotonic_seconds()
+        if now < self._away_until:
+            raise StorageError("the database is away")
+        if self._away_until > -math.inf:
+            self._away_until = now + _AWAY_SECONDS  # this one asks whether it is back
+        task = asyncio.get_running_loop().create_task(work())
+        self._running.add(task)
+        task.add_done_callback(self._forget)
+        done, _ = await asyncio.wait((task,), timeout=_ANSWER_SECONDS)
+        try:
+            if not done:
+                task.cancel()
+                raise StorageError(f"the database did not answer within {_ANSWER_SECONDS:g} s")
+            result = task.result()
+        except StorageError:
+            self._away_until = self._clock.monotonic_seconds() + _AWAY_SECONDS
+            raise
+        self._away_until = -math.inf
+        return result
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at: nobody may be waiting for it any more
+
+    async def close(self) -> None:
+        """Give up what has not been answered."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
