@@ -118,13 +118,13 @@ class Signer:
         mac = hashlib.blake2b(body, digest_size=_MAC_BYTES, key=self.keys[self.active]).digest()
         return _PREFIX + base64.urlsafe_b64encode(body + mac).rstrip(b"=").decode()
 
-    def read(self, text: str) -> InteractionId:
+    def read(self, text: object) -> InteractionId:
         """Read an interaction id back.
 
         Raises:
             InteractionIdError: It is truncated, altered, signed by a retired key, or not an interaction id.
         """
-        if len(text) != _TEXT_LENGTH or not _SHAPE.fullmatch(text):
+        if not isinstance(text, str) or len(text) != _TEXT_LENGTH or not _SHAPE.fullmatch(text):
             message = f"not an interaction id: expected the `id` of an answer ({_TEXT_LENGTH} characters, 'hw_...')"
             raise InteractionIdError(message, param="interaction_id")
         encoded = text[len(_PREFIX) :]
