@@ -132,6 +132,16 @@ async def test_sessions_run_in_utc_whatever_the_url_says(database_url: str) -> N
     await opened.close()
 
 
+async def test_a_server_that_goes_without_a_word_is_noticed_unless_the_url_says_otherwise(database_url: str) -> None:
+    for options, expected in ({}, ("10000", "5")), ({"tcp_user_timeout": "700"}, ("700", "5")):
+        opened = Database(make_conninfo(database_url, **options))
+        await opened.open()
+        async with opened.connection() as connection:
+            given = connection.info.get_parameters()
+        await opened.close()
+        assert (given["tcp_user_timeout"], given["keepalives_idle"]) == expected
+
+
 async def test_a_block_is_one_transaction(database: Database) -> None:
     with pytest.raises(ValueError, match="stop"):  # noqa: PT012 (the block is what is tested)
         async with database.connection() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from headway.storage.routing import CHANNEL, latest
 
 _log = structlog.get_logger("headway.gateway.feed")
 _POLL_SECONDS = 1.0
+_READ_SECONDS = 5.0
 
 
 class SnapshotFeed:
@@ -89,7 +91,10 @@ class SnapshotFeed:
     async def _read(self, connection: Connection) -> Snapshot | None:
         """Read what is newer; what a newer Headway wrote and this one cannot read is left alone."""
         try:
-            snapshot = await latest(connection, after=self._number)
+            async with asyncio.timeout(_READ_SECONDS):
+                snapshot = await latest(connection, after=self._number)
+        except TimeoutError as error:
+            raise StorageError(f"the database did not answer within {_READ_SECONDS:g} s") from error
         except msgspec.DecodeError as error:
             if not self._unreadable:
                 _log.error("snapshot_unreadable", detail=str(error), snapshot=self._number)

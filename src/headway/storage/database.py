@@ -24,6 +24,8 @@ Connection = AsyncConnection[TupleRow]
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x6865_6164_7761_79  # "headway"
 _CONNECT_SECONDS = 5
+# A server that went away without a word is noticed within about 10 seconds, not when the kernel gives up.
+_LIVENESS = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
 _OLDEST_SERVER = 150000
 
 
@@ -174,6 +176,8 @@ def _conninfo(url: str) -> str:
         ) from error
     options = f"{given.get('options', '')} -c timezone=UTC".strip()
     given.setdefault("application_name", "headway")
+    for name, value in _LIVENESS.items():
+        given.setdefault(name, value)
     given.setdefault("connect_timeout", _CONNECT_SECONDS)
     return make_conninfo("", **{**given, "options": options})
 
