@@ -244,10 +244,10 @@ class ChatStream:
         """Take the end of the stream and give what is left; it must have come to a finish reason or [DONE]."""
         rest = self._events.rest()
         out = self._rewrite_all(rest)
-        if self._transcript is not None:
-            self._transcript.add(rest)
         if not self._complete and self.error is None:
             raise JunkError("the provider ended the stream before the answer was complete")
+        if self._transcript is not None:
+            self._transcript.add(rest)
         return out
 
     def transcript(self) -> bytes:
