@@ -31,6 +31,8 @@ from headway.providers.client import CallError, ProviderAnswer, ProviderClient
 
 _BACKOFF_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
+_USAGE_OPTION = "stream_options"
+_NULL = msgspec.Raw(b"null")
 _RETRIED = frozenset((408, 429, 500, 502, 503, 504, 529))
 # The operator's fault, not the caller's: another deployment may do better, and the caller must not see the text.
 _OPERATORS = frozenset((401, 403, 404))
@@ -66,6 +68,30 @@ class Opened:
         """Give the place back and drop the connection if the answer is still coming."""
         self.answer.close()
         self.state.gate.leave()
+
+
+class _Bodies(NamedTuple):
+    """The bodies of the calls to one deployment."""
+
+    renderer: ReleaseRenderer
+    parsed: ParsedRequest
+    fields: dict[str, msgspec.Raw]
+    deployment: Deployment
+
+    def encode(self, asks_usage: bool) -> bytes:
+        """Write a body, without Headway's own wish for usage in the stream if the deployment does not take that."""
+        fields = self.fields
+        if not asks_usage and self._wish_is_ours():
+            fields = {name: value for name, value in fields.items() if name != _USAGE_OPTION}
+        return self.renderer.encode(fields, self.deployment.endpoint)
+
+    def refused_for_usage(self, opened: Opened) -> bool:
+        """Say whether the deployment refuses the request for a field that the client has not sent."""
+        return opened.answer.status in (400, 422) and self._wish_is_ours() and _USAGE_OPTION.encode() in opened.body
+
+    def _wish_is_ours(self) -> bool:
+        given = self.parsed.fields.get(_USAGE_OPTION, _NULL)
+        return given == _NULL and _USAGE_OPTION in self.fields
 
 
 class Caller:
@@ -123,8 +149,8 @@ class Caller:
                 continue
             finally:
                 interaction.queue_ms += elapsed_ms(now, self._deployments.now())
-            body = renderer.encode(fields, deployment.endpoint)
-            outcome = await self._attempt_all(deployment, state, parsed, body, interaction, trace)
+            bodies = _Bodies(renderer, parsed, fields, deployment)
+            outcome = await self._attempt_all(deployment, state, bodies, interaction, trace)
             if isinstance(outcome, Opened):
                 return outcome
             failure = outcome
@@ -136,19 +162,25 @@ class Caller:
         self,
         deployment: Deployment,
         state: DeploymentState,
-        parsed: ParsedRequest,
-        body: bytes,
+        bodies: _Bodies,
         interaction: Interaction,
         trace: Trace | None,
     ) -> Opened | _Failure:
         kept = False
         try:
             attempt = 0
+            asks_usage = state.takes_usage_option
             while True:
                 attempt += 1
                 interaction.attempts += 1
-                outcome = await self._attempt(deployment, state, parsed, body, trace)
+                outcome = await self._attempt(deployment, state, bodies.parsed, bodies.encode(asks_usage), trace)
                 if isinstance(outcome, Opened):
+                    if asks_usage and bodies.refused_for_usage(outcome):
+                        asks_usage = False
+                        attempt -= 1
+                        continue
+                    if not asks_usage and outcome.answer.status < 400:
+                        state.takes_usage_option = False
                     state.breaker.succeed()
                     kept = True
                     return outcome

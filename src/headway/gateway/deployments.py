@@ -102,13 +102,17 @@ class CircuitBreaker:
 
 
 class DeploymentState:
-    """One deployment's gate and breaker in this worker."""
+    """One deployment's gate and breaker in this worker, and what it was found not to take.
+
+    ``takes_usage_option``: it can be asked for usage at the end of a stream; some servers refuse that.
+    """
 
     def __init__(self, deployment: Deployment, workers: int) -> None:
         operation = deployment.operation
         places = -(-operation.max_concurrency // workers)
         self.gate = Gate(places, operation.queue_size, operation.queue_seconds)
         self.breaker = CircuitBreaker(operation.breaker_failures, operation.breaker_seconds)
+        self.takes_usage_option = True
 
 
 class Deployments:

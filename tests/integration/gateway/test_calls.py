@@ -510,6 +510,51 @@ class TestPlaces:
         return lambda: bool(provider.received) and provider.received[0].headers_seconds is not None
 
 
+class TestUsageOption:
+    """Some servers refuse ``stream_options``, which Headway adds to learn what a stream has cost."""
+
+    @pytest.fixture
+    def strict(self, provider: ProviderSimulator) -> Deployment:
+        provider.set_behaviour("m", Behaviour(rejects=frozenset({"stream_options"})))
+        return make_deployment("main", provider.base_url, attempts=1)
+
+    async def test_who_refuses_it_is_asked_without_from_then_on(
+        self, calls: _Calls, provider: ProviderSimulator, strict: Deployment
+    ) -> None:
+        for attempts in (2, 1, 1):
+            opened = await calls.open(strict, stream=True)
+            opened.close()
+            assert (opened.answer.status, calls.tries) == (200, (attempts, 0))
+        assert ["stream_options" in received.body for received in provider.received] == [True, False, False, False]
+        assert calls.clock.slept == []
+
+    async def test_the_others_go_on_being_asked(
+        self, calls: _Calls, provider: ProviderSimulator, strict: Deployment, spare: Deployment
+    ) -> None:
+        (await calls.open(strict, stream=True)).close()
+        (await calls.open(spare, stream=True)).close()
+        assert provider.received[-1].body["stream_options"] == {"include_usage": True}
+
+    @pytest.mark.parametrize(
+        "options", [{"include_usage": True}, {"include_usage": False}, {"bogus": "stream_options"}]
+    )
+    async def test_a_clients_own_wish_is_the_clients_to_defend(
+        self, calls: _Calls, provider: ProviderSimulator, strict: Deployment, options: dict[str, Any]
+    ) -> None:
+        status, _ = await calls.whole(strict, stream=True, stream_options=options)
+        assert (status, calls.tries) == (400, (1, 0))
+        assert calls.deployments.state(strict).takes_usage_option
+
+    async def test_no_client_can_switch_it_off(
+        self, calls: _Calls, provider: ProviderSimulator, main: Deployment
+    ) -> None:
+        told = ErrorReply(status=400, message="Unknown parameter: 'tools[0].stream_options'.")
+        provider.play("m", Behaviour(errors=(told,)), Behaviour(errors=(told,)))
+        assert (await calls.whole(main, stream=True))[0] == 400
+        (await calls.open(main, stream=True)).close()
+        assert provider.received[-1].body["stream_options"] == {"include_usage": True}
+
+
 class TestConnections:
     async def test_one_serves_call_after_call(self, calls: _Calls, provider: ProviderSimulator) -> None:
         patient = make_deployment("main", provider.base_url, attempts=4)
