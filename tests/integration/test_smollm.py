@@ -30,7 +30,7 @@ def await_end(pid: int, seconds: float = 10.0) -> None:
 
 def test_it_answers_streams_and_ends_with_the_block() -> None:
     with serve_smollm() as base_url:
-        [server] = psutil.Process().children()
+        [server] = [child for child in psutil.Process().children() if "headway.testing.smollm" in child.cmdline()]
         client = openai.OpenAI(base_url=base_url, api_key="any", max_retries=0)
         question: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
         answer = client.chat.completions.create(model=MODEL, messages=question, max_tokens=16)
