@@ -171,7 +171,7 @@ class Spool:
         while True:
             try:
                 await self.adopt()
-                while self.records_waiting:
+                while self._segments:  # also one whose records are all handled: its file is still there
                     started = self._clock.monotonic_seconds()
                     await self.replay(handle, _REPLAYED_AT_ONCE)
                     took = self._clock.monotonic_seconds() - started

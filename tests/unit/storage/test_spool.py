@@ -291,3 +291,19 @@ async def test_replay_forever_takes_up_what_comes_and_what_others_left(tmp_path:
             await tick()
         task.cancel()
     assert found == [b"left", b"own"]
+
+
+@pytest.mark.parametrize("records", [9, 10, 11, 20])
+async def test_replay_forever_leaves_no_file_behind(tmp_path: Path, records: int) -> None:
+    clock = ManualClock()
+    spool = make_spool(tmp_path, clock=clock)
+    for number in range(records):
+        await spool.append(b"%d" % number)
+    found: list[bytes] = []
+    async with asyncio.timeout(10):
+        task = asyncio.ensure_future(spool.replay_forever(collector(found)))
+        while len(found) < records or list(tmp_path.rglob("*.spool")):  # noqa: ASYNC110, ASYNC240 - see above
+            await asyncio.sleep(0.001)
+            clock.advance(0.1)
+        task.cancel()
+    assert found == [b"%d" % number for number in range(records)]
