@@ -107,6 +107,11 @@ class Headway:
         """The control plane."""
         return f"http://127.0.0.1:{self.admin_port}"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether `headway run` runs, as far as the test has started and stopped it."""
+        return self._process is not None
+
     # --- life -------------------------------------------------------------------------------------------------------
 
     def write(self, configuration: Mapping[str, Any]) -> None:
@@ -212,6 +217,14 @@ class Headway:
         (server,) = [each for each in supervisor.children() if each.cmdline()[-2:] == ["headway.runtime.serve", "data"]]
         return server.children()
 
+    def is_serving(self, worker: psutil.Process) -> bool:
+        """Whether a worker takes connections."""
+        try:
+            sockets = worker.net_connections()
+        except psutil.NoSuchProcess:
+            return False
+        return any(each.status == psutil.CONN_LISTEN and each.laddr.port == self.port for each in sockets)
+
     def kill_postgres(self) -> None:
         """Kill the embedded PostgreSQL's main process."""
         found = read_pid_file(Layout(self.home).data)
@@ -272,9 +285,16 @@ class Headway:
         return f"postgresql://headway@/headway?host={folder}&port=5432"
 
     def rows(self, query: str, *parameters: Any) -> list[dict[str, Any]]:
-        """Ask its database."""
-        with psycopg.connect(self.database_url, row_factory=dict_row, autocommit=True) as connection:
-            return connection.execute(query.encode(), parameters).fetchall()
+        """Ask its database; one that has just been killed is waited for."""
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                with psycopg.connect(self.database_url, row_factory=dict_row, autocommit=True) as connection:
+                    return connection.execute(query.encode(), parameters).fetchall()
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def value(self, query: str, *parameters: Any) -> Any:
         """Ask its database for one value."""
@@ -340,7 +360,8 @@ def running(headway: Headway, configuration: Mapping[str, Any] | None = None) ->
     try:
         headway.start()
         yield headway
-        headway.stop()
+        if headway.is_running:
+            headway.stop()
     finally:
         headway.kill_all()
 

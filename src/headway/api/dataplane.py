@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from headway.api.authentication import authenticate
+from headway.api.feedback_routes import cors_headers
 from headway.api.messages import Answer, Request
 from headway.api.openapi import serve_dataplane_document
 from headway.api.problems import openai_body, render_openai, render_problem
@@ -28,6 +29,7 @@ from headway.errors import (
     UnsupportedMediaTypeError,
 )
 from headway.gateway.gateway import Gateway, Headers
+from headway.ids import uuid7
 
 _log = structlog.get_logger("headway.api.dataplane")
 
@@ -178,15 +180,27 @@ class DataPlane:
         clock: Tells the time.
         max_body_bytes: Largest body accepted.
         body_seconds: How long a body may take to come.
+        origins: Web pages that may post feedback, and so read why it was refused.
+        note_rejected: Told the code of each request that was turned away.
     """
 
     def __init__(
-        self, gateway: Gateway, routes: RouteTable, clock: Clock, max_body_bytes: int, body_seconds: float = 60.0
+        self,
+        gateway: Gateway,
+        routes: RouteTable,
+        clock: Clock,
+        *,
+        max_body_bytes: int,
+        body_seconds: float,
+        origins: Sequence[str],
+        note_rejected: Callable[[str], None],
     ) -> None:
         self._gateway = gateway
         self._clock = clock
         self._max_body_bytes = max_body_bytes
         self._patience = _Patience(clock, body_seconds)
+        self._origins = origins
+        self._note_rejected = note_rejected
         own: RouteTable = (
             ("GET", "/v1/models", self._list_models),
             ("GET", "/v1/models/{model}", self._show_model),
@@ -214,13 +228,19 @@ class DataPlane:
             else:
                 await self._route(scope, receive, reply)
         except HeadwayError as error:
-            _log.info("request_rejected", path=path, code=error.error_code, detail=error.message)
-            await reply.answer(render_openai(error) if openai else render_problem(error))
+            request = uuid7(self._clock.unix_ms()).hex()
+            _log.info("request_rejected", request=request, path=path, code=error.error_code, detail=error.message)
+            self._note_rejected(error.error_code)
+            answer = render_openai(error) if openai else render_problem(error)
+            await reply.answer(answer, ((b"x-request-id", request.encode()), *self._shared(scope)))
         except Exception:  # noqa: BLE001 - the last boundary: a bug must not leave the caller without an answer
             _log.exception("internal_error", path=path)
             if not reply.begun:
                 bug = HeadwayError("Headway failed on this request; its log says why")
                 await reply.answer(render_openai(bug) if openai else render_problem(bug))
+
+    def _shared(self, scope: Message) -> Headers:
+        return cors_headers(dict(scope["headers"]), self._origins) if scope["path"] == "/v1/feedback" else ()
 
     async def _invoke(
         self, operation: Operation, model: str | None, scope: Message, receive: Receive, reply: _Reply

@@ -32,7 +32,7 @@ class Gate:
         Raises:
             OverloadedError: The queue is full, or the wait was too long.
         """
-        if not self._places or (self.in_flight < self._places and not self._waiting):
+        if not self._places or self.in_flight < self._places:
             self.in_flight += 1
             return
         if len(self._waiting) >= self._queue_size:

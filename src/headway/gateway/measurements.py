@@ -45,6 +45,7 @@ class Family(msgspec.Struct, frozen=True):
 
 _RELEASE = ("application", "release")
 REQUESTS = Family("headway_requests", "Requests, by class of HTTP status.", (*_RELEASE, "arm", "operation", "status"))
+REJECTED = Family("headway_requests_rejected", "Requests turned away before they had a release, by code.", ("code",))
 EVENTS = Family("headway_events", "Interactions with an event: what rollouts watch.", (*_RELEASE, "arm", "metric"))
 ERRORS = Family("headway_errors", "Failed requests, by code.", (*_RELEASE, "code"))
 TOKENS = Family("headway_tokens", "Tokens, as providers count them.", (*_RELEASE, "direction"))
@@ -63,6 +64,7 @@ SPOOL_DROPPED = Family("headway_spool_dropped", "Interactions dropped from a spo
 CONTENT_DROPPED = Family("headway_content_dropped", "Interactions recorded without content: memory was short.", ())
 FAMILIES = (
     REQUESTS,
+    REJECTED,
     EVENTS,
     ERRORS,
     TOKENS,

@@ -14,7 +14,7 @@ from headway.clock import Clock
 from headway.config.settings import Settings
 from headway.domain.interaction import Interaction
 from headway.errors import HeadwayError, StorageError
-from headway.gateway.measurements import CONTENT_DROPPED, REFUSED, SPOOL_DROPPED, Measurements
+from headway.gateway.measurements import CONTENT_DROPPED, REFUSED, REJECTED, SPOOL_DROPPED, Measurements
 from headway.gateway.quota import Quota
 from headway.gateway.scoreboard import Column, Predecessor, Scoreboard
 from headway.storage.batches import Batch, BatchRefusedError, BatchWriter, KeyUsage
@@ -90,6 +90,10 @@ class Recorder:
             size = 0
         self._queue_bytes += size
         self._queue.append(interaction)
+
+    def note_rejected(self, code: str) -> None:
+        """Count a request that was turned away before it became an interaction, by the code of its error."""
+        self._measurements.count(REJECTED, (code,), 1)
 
     async def start(self) -> None:
         """Begin to write what is recorded."""

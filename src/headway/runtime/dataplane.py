@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from contextlib import AsyncExitStack
@@ -21,7 +22,7 @@ from headway.gateway.conversations import Conversations
 from headway.gateway.deployments import Deployments
 from headway.gateway.feed import SnapshotFeed
 from headway.gateway.gateway import Gateway
-from headway.gateway.quota import Quota
+from headway.gateway.quota import Quota, month_of
 from headway.gateway.recorder import Recorder
 from headway.gateway.scoreboard import Scoreboard
 from headway.gateway.tracing import Tracing
@@ -29,9 +30,11 @@ from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials
 from headway.runtime.worker import Application, Tasks
 from headway.storage.database import Database
+from headway.storage.keys import read_costs
 from headway.storage.spool import Spool
 
 _log = structlog.get_logger("headway.runtime.dataplane")
+_USAGE_SECONDS = 1.0
 
 
 class DataPlaneService:
@@ -79,6 +82,7 @@ class DataPlaneService:
         tasks = Tasks(clock)
         stack.push_async_callback(tasks.close)
         tasks.run("feed", feed.run)
+        tasks.run("usage", lambda: self._follow_usage(database, gateway, quota))
         tasks.run("statements", lambda: statements.replay_forever(keeper.replay))
         tasks.run("interactions", lambda: interactions.replay_forever(recorder.replay))
         tasks.run("links", lambda: links.replay_forever(conversations.replay))
@@ -90,7 +94,26 @@ class DataPlaneService:
             clock,
             settings.origins,
         )
-        return DataPlane(gateway, routes.routes, clock, int(settings.max_body_mb * 1e6), settings.body_seconds)
+        return DataPlane(
+            gateway,
+            routes.routes,
+            clock,
+            max_body_bytes=int(settings.max_body_mb * 1e6),
+            body_seconds=settings.body_seconds,
+            origins=settings.origins,
+            note_rejected=recorder.note_rejected,
+        )
+
+    async def _follow_usage(self, database: Database, gateway: Gateway, quota: Quota) -> None:
+        """Learn every second what capped keys have cost on all workers of all replicas."""
+        while True:
+            await self._clock.sleep(_USAGE_SECONDS)
+            capped = [key.number for key in gateway.snapshot.keys.values() if key.monthly_usd is not None]
+            if capped:
+                month = month_of(self._clock.unix_ms())
+                with contextlib.suppress(StorageError):
+                    async with database.connection() as connection:
+                        quota.note_totals(month, await read_costs(connection, capped, month))
 
     async def _database(self) -> Database:
         assert self._settings.database_url, "the supervisor gives every worker the database's URL"

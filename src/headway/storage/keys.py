@@ -146,6 +146,14 @@ async def expire(
     return key
 
 
+async def read_costs(connection: Connection, numbers: list[int], month: str) -> dict[int, float]:
+    """Read what keys have cost in a month (``YYYY-MM``), on all replicas, in US dollars by number of the key."""
+    cursor = await connection.execute(
+        "SELECT key_id, cost_usd FROM key_usage WHERE key_id = ANY(%s) AND month = %s::date", (numbers, f"{month}-01")
+    )
+    return {number: cost async for number, cost in cursor}
+
+
 async def _sole(connection: Connection, changed: list[Key], number: int) -> Key:
     if changed:
         return changed[0]
