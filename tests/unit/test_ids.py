@@ -96,7 +96,7 @@ def test_any_other_text_is_refused(text: str) -> None:
 @pytest.mark.parametrize("other", [None, 5, b"hw_" + b"A" * 79, ["hw_"]])
 def test_what_is_no_text_is_refused(other: object) -> None:
     with pytest.raises(InteractionIdError):
-        SIGNER.read(other)  # type: ignore[arg-type]  # what a careless caller hands over
+        SIGNER.read(other)
 
 
 def test_an_id_signed_by_somebody_else_is_refused() -> None:
