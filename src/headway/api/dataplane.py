@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from headway.api.authentication import authenticate
-from headway.api.feedback_routes import cors_headers
+from headway.api.feedback_routes import BODY_BYTES, cors_headers
 from headway.api.messages import Answer, Request
 from headway.api.openapi import serve_dataplane_document
 from headway.api.problems import openai_body, render_openai, render_problem
@@ -252,7 +252,7 @@ class DataPlane:
         headers = dict(scope["headers"])
         key = authenticate(self._gateway.snapshot, headers, self._clock.unix_ms())
         require_scope(key, "invoke")
-        body = await self._read(headers, receive)
+        body = await self._read(headers, receive, self._max_body_bytes)
         watch = _Watch(receive)
         try:
             await self._gateway.serve(operation, key, headers, body, reply, model)
@@ -280,7 +280,7 @@ class DataPlane:
                 path=path,
                 query=scope["query_string"],
                 headers=headers,
-                body=await self._read(headers, receive),
+                body=await self._read(headers, receive, min(BODY_BYTES, self._max_body_bytes)),
                 parameters=match.groupdict(),
                 client=client[0] if client else "",
             )
@@ -293,12 +293,12 @@ class DataPlane:
             return
         raise NotFoundError(f"there is nothing at {method} {path[:200]}: see /openapi.json", code="route_not_found")
 
-    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise UnsupportedMediaTypeError("send the body without content-encoding")
         task = self._patience.begin()
         try:
-            return await self._collect(headers, receive)
+            return await self._collect(headers, receive, limit)
         except asyncio.CancelledError:
             if not self._patience.is_over(task):
                 raise
@@ -307,12 +307,12 @@ class DataPlane:
         finally:
             self._patience.end(task)
 
-    async def _collect(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    async def _collect(self, headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
         """Read the body; one that is too large is read to its end and thrown away, so that the client hears why."""
         message = await receive()
         body: bytes = message.get("body", b"")
         size = len(body)
-        if headers.get(b"content-length") == b"%d" % size and size <= self._max_body_bytes:
+        if headers.get(b"content-length") == b"%d" % size and size <= limit:
             return body  # whole already: asking for the empty end would cost a tenth of a short request
         parts = [body]
         while message.get("more_body"):
@@ -322,13 +322,12 @@ class DataPlane:
             part = message.get("body", b"")
             if part:
                 size += len(part)
-                if size <= self._max_body_bytes:
+                if size <= limit:
                     parts.append(part)
                 elif size > self._max_body_bytes * _DRAINED_BODIES:
                     break
-        if size > self._max_body_bytes:
-            limit = self._max_body_bytes / 1e6
-            raise BodyTooLargeError(f"the body is larger than {limit:g} MB, the most that is accepted here")
+        if size > limit:
+            raise BodyTooLargeError(f"the body is larger than {limit / 1e6:.3g} MB, the most that is accepted here")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _list_models(self, request: Request) -> Answer:

@@ -74,6 +74,7 @@ class DataPlaneService:
         gateway = Gateway(caller, recorder, quota, conversations, clock, tracing)
         feed = SnapshotFeed(database, home / "snapshot.json", clock, gateway.switch)
         await feed.start()
+        await self._learn_costs(database, gateway, quota)
         await recorder.start()
         stack.push_async_callback(recorder.close)
 
@@ -108,12 +109,15 @@ class DataPlaneService:
         """Learn every second what capped keys have cost on all workers of all replicas."""
         while True:
             await self._clock.sleep(_USAGE_SECONDS)
-            capped = [key.number for key in gateway.snapshot.keys.values() if key.monthly_usd is not None]
-            if capped:
-                month = month_of(self._clock.unix_ms())
-                with contextlib.suppress(StorageError):
-                    async with database.connection() as connection:
-                        quota.note_totals(month, await read_costs(connection, capped, month))
+            await self._learn_costs(database, gateway, quota)
+
+    async def _learn_costs(self, database: Database, gateway: Gateway, quota: Quota) -> None:
+        capped = [key.number for key in gateway.snapshot.keys.values() if key.monthly_usd is not None]
+        if capped:
+            month = month_of(self._clock.unix_ms())
+            with contextlib.suppress(StorageError):
+                async with database.connection() as connection:
+                    quota.note_totals(month, await read_costs(connection, capped, month))
 
     async def _database(self) -> Database:
         assert self._settings.database_url, "the supervisor gives every worker the database's URL"
