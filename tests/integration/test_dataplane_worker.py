@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from headway.clock import SystemClock, utc
 from headway.config.settings import Settings
@@ -90,3 +91,11 @@ async def test_strangers_do_not_fill_the_memory(client: _Client, method: str, pa
     code = answer["error"]["code"] if "error" in answer else answer["code"]
     assert (status, code) == (413, "body_too_large")
     assert most < 4 * _PIECE
+
+
+async def test_strangers_do_not_fill_the_log(client: _Client) -> None:
+    with capture_logs() as lines:
+        status, _ = await client.send("GET", "/" + "x" * 100_000, [])
+    assert status == 404
+    (line,) = (line for line in lines if line["event"] == "request_rejected")
+    assert len(str(line)) < 1000

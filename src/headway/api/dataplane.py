@@ -50,6 +50,7 @@ _OPERATIONS: Mapping[str, Operation] = {
 }
 _AZURE = re.compile(r"/openai/deployments/(?P<application>[^/]+)/(?P<route>chat/completions|embeddings)")
 _AZURE_OPERATIONS: Mapping[str, Operation] = {"chat/completions": "chat", "embeddings": "embeddings"}
+_SHOWN_PATH = 200  # characters: a path may be as long as a stranger likes
 _WATCH_AFTER_SECONDS = 0.02
 _DRAINED_BODIES = 8  # times the limit: a client that is told 413 should have sent its body and be listening
 
@@ -229,12 +230,13 @@ class DataPlane:
                 await self._route(scope, receive, reply)
         except HeadwayError as error:
             request = uuid7(self._clock.unix_ms()).hex()
-            _log.info("request_rejected", request=request, path=path, code=error.error_code, detail=error.message)
+            shown = path[:_SHOWN_PATH]
+            _log.info("request_rejected", request=request, path=shown, code=error.error_code, detail=error.message)
             self._note_rejected(error.error_code)
             answer = render_openai(error) if openai else render_problem(error)
             await reply.answer(answer, ((b"x-request-id", request.encode()), *self._shared(scope)))
         except Exception:  # noqa: BLE001 - the last boundary: a bug must not leave the caller without an answer
-            _log.exception("internal_error", path=path)
+            _log.exception("internal_error", path=path[:_SHOWN_PATH])
             if not reply.begun:
                 bug = HeadwayError("Headway failed on this request; its log says why")
                 await reply.answer(render_openai(bug) if openai else render_problem(bug))
@@ -291,7 +293,8 @@ class DataPlane:
             error = MethodNotAllowedError(f"{path} takes {' or '.join(methods)}, not {method}")
             await reply.answer(render_problem(error), ((b"allow", ", ".join(methods).encode()),))
             return
-        raise NotFoundError(f"there is nothing at {method} {path[:200]}: see /openapi.json", code="route_not_found")
+        shown = path[:_SHOWN_PATH]
+        raise NotFoundError(f"there is nothing at {method} {shown}: see /openapi.json", code="route_not_found")
 
     async def _read(self, headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
         if headers.get(b"content-encoding", b"identity") != b"identity":

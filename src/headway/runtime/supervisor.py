@@ -71,7 +71,7 @@ class Supervisor:
             ("HEADWAY_ADMIN_PORT", settings.admin_host, settings.admin_port),
         ):
             _check_free(name, host, port)
-        settings.home.mkdir(parents=True, exist_ok=True)
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts, answers and signing keys are in there
         with ExitStack() as stack:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 stack.callback(signal.signal, number, signal.signal(number, lambda *_: self._stop.set()))

@@ -320,7 +320,8 @@ class Spool:
             await asyncio.to_thread(self._put_aside, frame.record)
 
     def _put_aside(self, record: bytes) -> None:
-        with (self._folder / _REFUSED).open("ab") as refused:
+        descriptor = os.open(self._folder / _REFUSED, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "ab") as refused:
             refused.write(_FRAME.pack(len(record), zlib.crc32(record), self._clock.unix_ms(), 1) + record)
             refused.flush()
             os.fsync(refused.fileno())
@@ -339,8 +340,9 @@ class Spool:
     def _claim(self) -> Path:
         """Give this worker's folder, locked; made on first use."""
         while self._own is None:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             own = self._folder / uuid.uuid4().hex
-            own.mkdir(mode=0o700, parents=True)
+            own.mkdir(mode=0o700)
             lock = _lock(own)
             if lock is None:
                 continue  # Somebody took the new folder for a dead worker's.
