@@ -29,7 +29,7 @@ class Grant:
     Attributes:
         name: For people: who or what holds the key.
         scopes: What it may do.
-        applications: Applications it may call; empty for all.
+        applications: Applications it may call; empty for all, and for keys that view or administer.
         requests_per_minute: 0 is no limit.
         concurrency: Requests in flight; 0 is no limit.
         monthly_usd: Hard cap of cost per calendar month (UTC); None is no cap.
@@ -176,6 +176,10 @@ def _check(grant: Grant) -> None:
     if unknown or not grant.scopes:
         what = f"unknown scope {unknown[0]!r}" if unknown else "a key needs a scope"
         raise InvalidRequestError(f"{what}; scopes are {', '.join(get_args(Scope))}", param="scopes")
+    overseeing = [scope for scope in grant.scopes if scope in ("view", "admin")]
+    if grant.applications and overseeing:
+        message = f"a key with the scope {overseeing[0]!r} sees all applications: make another key for it"
+        raise InvalidRequestError(message, param="applications")
     limits = {
         "requests_per_minute": grant.requests_per_minute,
         "concurrency": grant.concurrency,

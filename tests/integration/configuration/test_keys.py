@@ -123,6 +123,7 @@ async def test_grants_that_make_no_sense_are_refused(database: Database) -> None
         ({"name": "a" * 101}, "a key's name has"),
         ({"scopes": ()}, "a key needs a scope"),
         ({"scopes": ("invoke", "root")}, "unknown scope 'root'; scopes are invoke, pin, feedback, view, admin"),
+        ({"scopes": ("invoke", "view"), "applications": ("support",)}, "the scope 'view' sees all applications"),
         ({"requests_per_minute": -1}, "requests_per_minute is a number from 0"),
         ({"concurrency": 2**31}, "concurrency is a number from 0"),
         ({"monthly_usd": -0.01}, "monthly_usd is a number from 0"),
