@@ -7,8 +7,6 @@ import os
 import random
 from contextlib import AsyncExitStack
 
-import structlog
-
 from headway.api.dataplane import DataPlane
 from headway.api.feedback_routes import FeedbackRoutes
 from headway.clock import Clock
@@ -33,7 +31,6 @@ from headway.storage.database import Database
 from headway.storage.keys import read_costs
 from headway.storage.spool import Spool
 
-_log = structlog.get_logger("headway.runtime.dataplane")
 _USAGE_SECONDS = 1.0
 
 
@@ -123,10 +120,7 @@ class DataPlaneService:
         assert self._settings.database_url, "the supervisor gives every worker the database's URL"
         database = Database(self._settings.database_url)
         self._stack.push_async_callback(database.close)
-        try:
-            await database.open()
-        except StorageError as error:
-            _log.warning("database_away", detail=error.message)
+        await database.open(wait=False)  # the feed of snapshots waits for it, and does without
         return database
 
     def _spool(self, kind: str, *, keep: bool) -> Spool:

@@ -52,15 +52,19 @@ class Database:
         )
         self._wait_seconds = wait_seconds
 
-    async def open(self) -> None:
+    async def open(self, *, wait: bool = True) -> None:
         """Open the pool; ``close`` must follow, also when this fails.
 
+        Args:
+            wait: See whether the database can be reached.
+
         Raises:
-            StorageError: The database cannot be reached. The pool is open all the same, and finds it when it is back.
+            StorageError: It cannot. The pool is open all the same, and finds the database when it is back.
         """
         await self._pool.open()
-        async with self.connection():
-            pass  # there is one, and it works
+        if wait:
+            async with self.connection():
+                pass  # there is one, and it works
 
     async def close(self) -> None:
         """Close all connections; closing twice is harmless."""
