@@ -176,7 +176,7 @@ TIMEOUTS = Table(
         "connect": Key(Duration(), "Longest wait for a connection.", default=_RUN.connect_seconds),
         "first_token": Key(
             Duration(),
-            "Longest wait for the first byte of the answer, and between two of them.",
+            "Of a streamed answer: longest wait for the first byte, and between two of them.",
             default=_RUN.first_token_seconds,
         ),
         "total": Key(Duration(), "Longest time for one call.", default=_RUN.total_seconds),

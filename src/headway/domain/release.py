@@ -54,7 +54,7 @@ class Operation(msgspec.Struct, frozen=True, cache_hash=True):
         headers: Extra headers; values may be secret references.
         usd_per_million_tokens: Prices, if known.
         connect_seconds: Longest wait for a connection.
-        first_token_seconds: Longest wait for the first byte of the answer, and between two of them.
+        first_token_seconds: Longest wait for the first byte of a streamed answer, and between two of them.
         total_seconds: Longest time for the whole call.
         attempts: Tries on this deployment, the first included.
         max_concurrency: Calls in flight per replica, shared out evenly among its workers; 0 is no limit.

@@ -64,6 +64,11 @@ class Opened:
     deployment: Deployment
     state: DeploymentState
 
+    def take_body(self) -> bytes:
+        """Give the body and let go of it: a stream may last long."""
+        body, self.body = self.body, b""
+        return body
+
     def close(self) -> None:
         """Give the place back and drop the connection if the answer is still coming."""
         self.answer.close()
@@ -219,9 +224,8 @@ class Caller:
         answer: ProviderAnswer | None = None
         opened: Opened | None = None
         try:
-            answer = await self._client.post(
-                deployment, parsed.operation, body, span.headers() if span is not None else None
-            )
+            headers = span.headers() if span is not None else None
+            answer = await self._client.post(deployment, parsed.operation, body, headers, stream=parsed.stream)
             status = answer.status
             outcome = await self._judge(deployment, state, parsed, answer)
             if isinstance(outcome, Opened):

@@ -228,11 +228,14 @@ class Gateway:
         """Find the request's unit and release; a later turn of a stored response keeps those of the earlier one."""
         snapshot = self.snapshot
         if parsed.previous_response_id is None:
-            header = headers.get(b"x-headway-unit", b"").decode("latin-1")
+            header = headers.get(b"x-headway-unit", b"").decode("utf-8", "replace")
             unit = choose_unit(snapshot, application, key, parsed, header, own)
             return choose_release(snapshot, application, key, unit.name, pinned), unit, None
         earlier = self._read_previous(parsed.previous_response_id, key)
         route = continue_from(snapshot, application, earlier)
+        if pinned is not None and choose_release(snapshot, application, key, "", pinned).release != route.release:
+            message = "previous_response_id was answered by another release than the one pinned in `model`"
+            raise InvalidRequestError(message, param="model", code="release_mismatch")
         previous = await self._conversations.find(earlier.uuid)
         return route, Unit(previous.unit, previous.conversation), previous
 
@@ -262,7 +265,7 @@ class Gateway:
             interaction.aborted = False
         except HeadwayError as error:
             interaction.error = error.error_code
-            interaction.release_error = True
+            interaction.release_error = not isinstance(error, InvalidRequestError)  # else it is the caller's
             interaction.aborted = False
             interaction.status = await reply.fail(error, exchange.headers)
         finally:
@@ -316,7 +319,7 @@ class Gateway:
         begun = False
         linked = interaction.operation != "responses"
         try:
-            data = rewriter.feed(opened.body)
+            data = rewriter.feed(opened.take_body())
             while True:
                 if rewriter.saw_content and interaction.first_token_ms is None:
                     interaction.first_token_ms = elapsed_ms(exchange.started, self._clock.monotonic_seconds())

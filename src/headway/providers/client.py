@@ -23,6 +23,7 @@ from headway.providers.credentials import Credentials
 
 _PATHS: dict[Operation, str] = {"chat": "/chat/completions", "responses": "/responses", "embeddings": "/embeddings"}
 Progress = Literal["not_connected", "no_answer", "answering"]
+_PIECE_BYTES = 64 * 1024  # a client that does not read holds a few of them
 _TARGETS = 1000  # remembered; configurations change
 _LARGE_BODY_BYTES = 1024 * 1024
 
@@ -72,7 +73,7 @@ class ProviderAnswer:
             CallError: It was cut, cannot be decoded, or took too long.
         """
         try:
-            async for piece in self._response.content.iter_any():
+            async for piece in self._response.content.iter_chunked(_PIECE_BYTES):  # what has come, never more
                 yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _failed(error, "answering") from error
@@ -97,7 +98,7 @@ class ProviderClient:
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self._session: aiohttp.ClientSession | None = None
-        self._targets: dict[tuple[Deployment, Operation], _Target] = {}
+        self._targets: dict[tuple[Deployment, Operation, bool], _Target] = {}
 
     async def start(self) -> None:
         """Open the connection pool."""
@@ -114,9 +115,23 @@ class ProviderClient:
         await self._credentials.close()
 
     async def post(
-        self, deployment: Deployment, operation: Operation, body: bytes, trace: Mapping[str, str] | None = None
+        self,
+        deployment: Deployment,
+        operation: Operation,
+        body: bytes,
+        trace: Mapping[str, str] | None = None,
+        *,
+        stream: bool = True,
     ) -> ProviderAnswer:
         """Send a request and wait for the headers of its answer. Cancelling drops the connection at once.
+
+        Args:
+            deployment: Where to.
+            operation: Which route.
+            body: The request.
+            trace: Headers of a trace.
+            stream: Whether the answer comes bit by bit, so that silence says something; an answer that comes as a
+                whole may be silent for the deployment's total time.
 
         Raises:
             CallError: No answer came.
@@ -126,7 +141,7 @@ class ProviderClient:
         headers = await self._credentials.headers(deployment)
         if trace:
             headers = {**headers, **trace}
-        target = self._target(deployment, operation)
+        target = self._target(deployment, operation, stream=stream)
         try:
             response = await self._session.post(
                 target.url,
@@ -143,17 +158,19 @@ class ProviderClient:
             raise _failed(error, "no_answer") from error
         return ProviderAnswer(response)
 
-    def _target(self, deployment: Deployment, operation: Operation) -> _Target:
-        target = self._targets.get((deployment, operation))
+    def _target(self, deployment: Deployment, operation: Operation, *, stream: bool) -> _Target:
+        target = self._targets.get((deployment, operation, stream))
         if target is None:
             if len(self._targets) >= _TARGETS:
                 self._targets.clear()
             url = URL(call_url(deployment.endpoint, operation), encoded=True)
             limits = deployment.operation
             timeout = aiohttp.ClientTimeout(
-                total=limits.total_seconds, sock_connect=limits.connect_seconds, sock_read=limits.first_token_seconds
+                total=limits.total_seconds,
+                sock_connect=limits.connect_seconds,
+                sock_read=limits.first_token_seconds if stream else None,
             )
-            target = self._targets[deployment, operation] = _Target(url, timeout)
+            target = self._targets[deployment, operation, stream] = _Target(url, timeout)
         return target
 
 

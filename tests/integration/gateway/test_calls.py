@@ -227,7 +227,8 @@ class TestTimeouts:
         self, calls: _Calls, provider: ProviderSimulator, fault: Fault, stream: bool
     ) -> None:
         provider.set_behaviour("m", Behaviour(fault=fault))
-        error = await calls.fails(make_deployment("main", provider.base_url, first_token_seconds=0.05), stream=stream)
+        limit = {"first_token_seconds" if stream else "total_seconds": 0.05}
+        error = await calls.fails(make_deployment("main", provider.base_url, **limit), stream=stream)
         assert isinstance(error, ProviderTimeoutError)
         assert (calls.tries, calls.clock.slept) == ((1, 1), [])
         await provider.wait_until(lambda: provider.counts.open_generations == 0)
@@ -236,7 +237,7 @@ class TestTimeouts:
         self, calls: _Calls, provider: ProviderSimulator, spare: Deployment
     ) -> None:
         provider.set_behaviour("m", Behaviour(fault=Fault.HANG_BEFORE_HEADERS))
-        slow = make_deployment("main", provider.base_url, first_token_seconds=0.05)
+        slow = make_deployment("main", provider.base_url, total_seconds=0.05)
         assert (await calls.whole(slow, spare))[0] == 200
         assert calls.interaction.deployment == "spare"
 
