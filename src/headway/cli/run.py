@@ -19,12 +19,15 @@ from headway.storage.database import Database
 
 
 def run(
-    port: Annotated[int | None, typer.Option(help="Port of the data plane; HEADWAY_PORT or 8080 by default.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the data plane; HEADWAY_PORT or 8080 by default.")
+    ] = None,
     admin_port: Annotated[
-        int | None, typer.Option(help="Port of the control plane; HEADWAY_ADMIN_PORT or 8081 by default.")
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of the control plane; HEADWAY_ADMIN_PORT or 8081 by default."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; HEADWAY_WORKERS or 2 by default.")
+        int | None, typer.Option(min=1, max=64, help="Worker processes; HEADWAY_WORKERS or 2 by default.")
     ] = None,
 ) -> None:
     """Run Headway: database, data plane and control plane, until Ctrl-C or SIGTERM.

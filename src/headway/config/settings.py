@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from headway.errors import ConfigurationError
 
 _PREFIX = "HEADWAY_"
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Amount = Annotated[float, msgspec.Meta(gt=0.0, le=1e9)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,17 +44,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     config: Path = Path("headway.yaml")
     database_url: str | None = None
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: Port = 8080
     admin_host: str = "127.0.0.1"
-    admin_port: int = 8081
-    workers: int = 2
-    max_body_mb: float = 32.0
-    body_seconds: float = 60.0
+    admin_port: Port = 8081
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
+    max_body_mb: Amount = 32.0
+    body_seconds: Amount = 60.0
     cors_origins: str = "*"
-    spool_mb: float = 1024.0
-    spool_hours: float = 72.0
-    queue_size: int = 20_000
-    drain_seconds: float = 30.0
+    spool_mb: Amount = 1024.0
+    spool_hours: Amount = 72.0
+    queue_size: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 20_000
+    drain_seconds: Amount = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 
@@ -76,7 +79,8 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     try:
         settings = msgspec.convert(given, Settings, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"environment variables {_PREFIX}*: {error}") from error
+        what, _, field = str(error).removesuffix("`").partition(" - at `$.")
+        raise ConfigurationError(f"the environment variable {_PREFIX}{field.upper()} does not fit: {what}") from error
     return msgspec.structs.replace(settings, home=settings.home.absolute())
 
 
