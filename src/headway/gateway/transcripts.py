@@ -10,10 +10,10 @@ import msgspec
 _FOLDED_BYTES = 64 * 1024
 EVENT_END = re.compile(rb"\r?\n\r?\n")
 # A chunk that adds text and nothing else: nearly all are. Inside a text the quotes would be escaped.
-_TEXT = re.compile(rb'"delta":\s?\{"content":\s?"((?:[^"\\]|\\.)*)"\}', re.DOTALL)
-_DELTA = re.compile(rb'"delta":\s?\{')
+_TEXT = re.compile(rb'"delta":\s?\{"content":\s?"([^"\\]*(?:\\.[^"\\]*)*)"\}', re.DOTALL)
+_DELTA = b'"delta":'
 _FINISH = re.compile(rb'"finish_reason":\s?"')
-_FIRST_CHOICE = re.compile(rb'"index":\s?0[,}]')
+_FIRST_CHOICE = (b'"index":0,', b'"index": 0,')
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -98,24 +98,25 @@ class ChatTranscript:
 
 def _add_text(choices: dict[int, _Choice], data: bytes) -> bool:
     """Add events of one choice, their run of plain text by bytes; False, and nothing added, where that is not safe."""
-    deltas = [found.start() for found in _DELTA.finditer(data)]
-    if b"\r" in data or len(deltas) != len(_FIRST_CHOICE.findall(data)):
+    deltas = data.count(_DELTA)
+    if b"\r" in data or sum(map(data.count, _FIRST_CHOICE)) != deltas:
         return False
     finish = _FINISH.search(data)
     last = len(data) if finish is None else data.rfind(b"\n\n", 0, finish.start()) + 2
-    texts = list(_TEXT.finditer(data, 0, last))
-    if not texts:
+    texts = _TEXT.findall(data, 0, last)
+    opening = _TEXT.search(data, 0, last)
+    closing = _TEXT.match(data, max(0, data.rfind(_DELTA, 0, last)), last)
+    if opening is None or closing is None:
         return False
-    first = deltas.index(texts[0].start())
-    if deltas[first + len(texts) - 1] != texts[-1].start():
+    if data.count(_DELTA, 0, opening.start()) + len(texts) + data.count(_DELTA, closing.end()) != deltas:
         return False  # something else is said in between
     try:
-        text = msgspec.json.decode(b'"' + b"".join([found[1] for found in texts]) + b'"', type=str)
+        text = msgspec.json.decode(b'"' + b"".join(texts) + b'"', type=str)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
-    _add_events(choices, data[: data.rfind(b"\n\n", 0, texts[0].start()) + 2])
+    _add_events(choices, data[: data.rfind(b"\n\n", 0, opening.start()) + 2])
     choices.setdefault(0, _Choice()).add(StreamChoice(delta=Delta(content=text)))
-    end = data.find(b"\n\n", texts[-1].end())
+    end = data.find(b"\n\n", closing.end())
     _add_events(choices, data[end:] if end >= 0 else b"")
     return True
 
