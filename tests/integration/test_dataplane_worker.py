@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tracemalloc
 from collections.abc import AsyncIterator, Sequence
@@ -51,10 +52,34 @@ class _Client:
 
 
 @pytest.fixture
-async def client(database: Database, tmp_path: Path) -> AsyncIterator[_Client]:
+async def provider_port() -> AsyncIterator[int]:
+    """The port of a provider that refuses everything, in a header that is no text."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/\xff\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.fixture
+async def client(database: Database, provider_port: int, tmp_path: Path) -> AsyncIterator[_Client]:
     """A client of a worker that has just started; the key ``spent`` has used up its cap before."""
     world = await found_world(database)
     async with database.connection() as connection:
+        await connection.execute(
+            "UPDATE release SET deployments = replace(deployments::text, '127.0.0.1:9/', %s)::jsonb"
+            " WHERE application_id = 2",
+            (f"127.0.0.1:{provider_port}/",),
+        )
+        await connection.execute(
+            "UPDATE release SET deployments ="
+            " jsonb_set(deployments, '{0,operation,api_key}', '\"env:SECRET_OF_THE_WORLD\"') WHERE application_id = 1"
+        )
         grant = keys.Grant("spent", monthly_usd=5.0)
         key, secret = await keys.create(connection, grant, author="ann")
         month = utc(SystemClock().unix_ms()).strftime("%Y-%m-01")
@@ -71,9 +96,24 @@ async def client(database: Database, tmp_path: Path) -> AsyncIterator[_Client]:
 
 async def test_a_key_at_its_cap_stays_there_over_a_restart(client: _Client) -> None:
     """The first request finds the month's cost, not an empty account."""
-    body = json.dumps({"model": "support", "messages": [{"role": "user", "content": "hi"}]}).encode()
-    status, answer = await client.send("POST", "/v1/chat/completions", [body], "spent")
+    status, answer = await client.send("POST", "/v1/chat/completions", [_question("support")], "spent")
     assert (status, answer["error"]["code"]) == (429, "cost_cap_reached")
+
+
+def _question(application: str) -> bytes:
+    return json.dumps({"model": application, "messages": [{"role": "user", "content": "hi"}]}).encode()
+
+
+async def test_a_provider_that_refuses_in_a_strange_way(client: _Client) -> None:
+    """Its refusal is passed on; that a header is no text is nobody's fault here."""
+    assert await client.send("POST", "/v1/chat/completions", [_question("sales")], "caller") == (400, {})
+
+
+async def test_callers_do_not_learn_where_secrets_are(client: _Client) -> None:
+    """A deployment without its secret is the operator's business, and so is where the secret should be."""
+    status, answer = await client.send("POST", "/v1/chat/completions", [_question("support")], "caller")
+    assert (status, answer["error"]["code"]) == (500, "configuration_invalid")
+    assert "SECRET_OF_THE_WORLD" not in str(answer)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
 from headway.clock import Clock, elapsed_ms
 from headway.domain.interaction import Interaction
@@ -29,6 +30,7 @@ from headway.gateway.rendering import ReleaseRenderer
 from headway.gateway.tracing import Trace
 from headway.providers.client import CallError, ProviderAnswer, ProviderClient
 
+_log = structlog.get_logger("headway.gateway.calls")
 _BACKOFF_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
 _USAGE_OPTION = "stream_options"
@@ -234,12 +236,16 @@ class Caller:
                 problem = outcome.error.error_code
             return outcome
         except CallError as error:
+            _log.warning("provider_call_failed", deployment=deployment.name, detail=str(error))
             failure = _failed(deployment, error)
             problem = failure.error.error_code
             return failure
         except ConfigurationError as error:
+            # Where a secret is kept is not for callers.
+            _log.error("deployment_misconfigured", deployment=deployment.name, detail=error.message)
             problem = error.error_code
-            return _Failure(error)
+            message = f"deployment {deployment.name!r} is not configured right; Headway's log says how"
+            return _Failure(ConfigurationError(message))
         finally:
             if answer is not None and opened is None:
                 answer.close()
@@ -281,7 +287,8 @@ class Caller:
 def _failed(deployment: Deployment, error: CallError) -> _Failure:
     name = deployment.name
     if error.progress == "not_connected":
-        return _Failure(ProviderUnavailableError(f"deployment {name!r} cannot be reached: {error}"), again=True)
+        # Without the reason: it names hosts that are not for callers.
+        return _Failure(ProviderUnavailableError(f"deployment {name!r} cannot be reached"), again=True)
     if error.timed_out:
         # Not again: the caller has waited the whole time out already.
         return _Failure(ProviderTimeoutError(f"deployment {name!r} gave no answer in time"))

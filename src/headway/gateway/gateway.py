@@ -297,7 +297,8 @@ class Gateway:
         status = opened.answer.status
         body, content_type = opened.body, _JSON
         if opened.content is None:
-            content_type = opened.answer.headers.get("Content-Type", "application/json").encode()
+            given = opened.answer.headers.get("Content-Type", "application/json")
+            content_type = given.encode("utf-8", "surrogateescape")  # as it came
             interaction.error, interaction.release_error, interaction.filtered = judge_rejection(body)
         else:
             previous = exchange.parsed.previous_response_id

@@ -163,7 +163,7 @@ class TestRetries:
         with refusing_port() as port:
             error = await calls.fails(make_deployment("main", f"http://127.0.0.1:{port}/v1"))
         assert isinstance(error, ProviderUnavailableError)
-        assert "'main' cannot be reached" in error.message
+        assert error.message == "deployment 'main' cannot be reached"  # where it is, is not for callers
         assert (calls.tries, len(calls.clock.slept)) == ((2, 2), 1)
 
     @pytest.mark.parametrize("fault", [Fault.RESET_BEFORE_HEADERS, Fault.CLOSE_BEFORE_HEADERS, Fault.NOT_HTTP])
@@ -334,7 +334,7 @@ class TestRejections:
         locked = make_deployment("main", provider.base_url, auth="api_key", api_key="env:NO_SUCH_KEY")
         error = await calls.fails(locked)
         assert isinstance(error, ConfigurationError)
-        assert "env:NO_SUCH_KEY" in error.message
+        assert "NO_SUCH_KEY" not in error.message  # it is in the log: callers need not know where secrets are
         assert (await calls.whole(locked, spare))[0] == 200
         assert asked(provider) == ["spare"]
 
