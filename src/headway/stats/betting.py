@@ -110,10 +110,8 @@ def _split(blocks: Sequence[Sequence[Any]], categories: int) -> tuple[FloatArray
     """Counts of stable, counts of the candidate, shares (nan for the realised one)."""
     if any(len(block) != 3 for block in blocks):
         raise ValueError("Blocks must be rows of (counts A, counts B, pi).")
-    counts = np.array([block[:2] for block in blocks], dtype=np.float64).reshape(len(blocks), 2, -1)
-    if len(blocks) == 0:
-        counts = np.zeros((0, 2, categories))
-    if counts.shape[2] != categories:
+    if any(len(arm) != categories for block in blocks for arm in block[:2]):
         raise ValueError(f"Each arm of a block needs {categories} counts, one per value.")
+    counts = np.array([block[:2] for block in blocks], dtype=np.float64).reshape(len(blocks), 2, categories)
     check_counts(counts)
     return counts[:, 0], counts[:, 1], np.array([block[2] for block in blocks], dtype=np.float64)

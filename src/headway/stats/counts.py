@@ -7,11 +7,13 @@ number per bet, its log wealth: add the log factors of every block that has clos
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+BlockRows = npt.ArrayLike | Sequence[Sequence[float | None]]
 
 
 def log_mean_exp(log_wealth: npt.ArrayLike) -> FloatArray:
@@ -38,7 +40,7 @@ def log_mean_exp(log_wealth: npt.ArrayLike) -> FloatArray:
     return result
 
 
-def count_rows(blocks: npt.ArrayLike, columns: str) -> FloatArray:
+def count_rows(blocks: BlockRows, columns: str) -> FloatArray:
     """Check blocks given as rows of counts with a share at the end.
 
     Args:

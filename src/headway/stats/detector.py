@@ -1,4 +1,7 @@
-"""F8, change of a rate on a live stream: a mixture e-Shiryaev-Roberts detector, minute by minute."""
+"""F8, change of a rate on a live stream: a mixture e-Shiryaev-Roberts detector, minute by minute.
+
+Source: Shin, Ramdas, Rinaldo, NEJSDS 2023, arXiv 2203.03532.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def change_detector(
 
     Guarantee: with no change an alarm comes after A minutes or more on average. Assumption: the true rate is at or
     below p in every minute (give an upper seasonal profile) and events are independent; phi > 1 for over-dispersed
-    streams is a heuristic. Source: Shin, Ramdas, Rinaldo, NEJSDS 2023, arXiv 2203.03532.
+    streams is a heuristic. Source: see the module.
 
     Args:
         minutes: rows (k, n): bad events and all events of each minute.

@@ -21,7 +21,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from headway.stats.counts import FloatArray, check_alpha, check_positive, count_rows, log_mean_exp, resolve_shares
+from headway.stats.counts import (
+    BlockRows,
+    FloatArray,
+    check_alpha,
+    check_positive,
+    count_rows,
+    log_mean_exp,
+    resolve_shares,
+)
 from headway.stats.roots import find_root
 
 HARM_RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
@@ -43,7 +51,7 @@ class RatioInterval(NamedTuple):
     upper: float
 
 
-def event_ratio_log_factors(blocks: npt.ArrayLike, r0: float = 1.0, ratios: npt.ArrayLike = HARM_RATIOS) -> FloatArray:
+def event_ratio_log_factors(blocks: BlockRows, r0: float = 1.0, ratios: npt.ArrayLike = HARM_RATIOS) -> FloatArray:
     """Price closed blocks: the log factor by which each multiplies the wealth of each bet.
 
     Factors of blocks add up in any order. Guarantee, assumption and source: see the module.
@@ -67,7 +75,7 @@ def event_ratio_log_factors(blocks: npt.ArrayLike, r0: float = 1.0, ratios: npt.
     return _log_factors(rows[:, 0], rows[:, 1], resolve_shares(rows[:, 2], rows[:, 0], rows[:, 1]), r0, ratios)
 
 
-def event_ratio_log_e(blocks: npt.ArrayLike, r0: float = 1.0, ratios: npt.ArrayLike = HARM_RATIOS) -> float:
+def event_ratio_log_e(blocks: BlockRows, r0: float = 1.0, ratios: npt.ArrayLike = HARM_RATIOS) -> float:
     """Weigh the evidence that the rate ratio is beyond r0: the log E-value.
 
     Guarantee: if lambda_B / lambda_A <= r0 (>= r0 for ratios below 1), E ever reaches 1/alpha with probability at
@@ -122,7 +130,7 @@ def event_floor_log_e(events: float, exposures: float, floor: float) -> float:
 
 
 def event_ratio_confidence_sequence(
-    blocks: npt.ArrayLike, alpha: float = 0.05, ratios: npt.ArrayLike = HARM_RATIOS
+    blocks: BlockRows, alpha: float = 0.05, ratios: npt.ArrayLike = HARM_RATIOS
 ) -> RatioInterval:
     """Enclose the ratio of two event rates, candidate over stable, at all times at once.
 
@@ -135,8 +143,9 @@ def event_ratio_confidence_sequence(
         ratios: bets g above 1 for the lower limit; their reciprocals are those for the upper one.
 
     Returns:
-        Limits, looked for between 1e-3 and 1e3: a lower limit below that range is 0 and above it 1e3, an upper limit
-        above it is infinite and below it 1e-3. Without events (0, inf): no data.
+        Limits; with the smallest bet of 1.1 they come as near as 5 % to the ratio, however many events. They are
+        looked for between 1e-3 and 1e3: a lower limit below that range is 0 and above it 1e3, an upper limit above it
+        is infinite and below it 1e-3. Without events (0, inf): no data.
 
     Example:
         >>> event_ratio_confidence_sequence([(3, 5, 0.01)])

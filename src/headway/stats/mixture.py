@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_ndtr
+from scipy.special import erfcx, log_ndtr
 
 from headway.stats.counts import FloatArray, check_alpha, check_positive
 from headway.stats.roots import find_root
@@ -62,9 +62,12 @@ def normal_mixture_log_e(
         raise ValueError("A score must be finite, and 0 where there is no information.")
     spread = rho * rho * i
     z = rho * u / np.sqrt(1 + spread)
-    log_e = z * z / 2 - np.log1p(spread) / 2
+    exponent = z * z / 2
     if not two_sided:
-        log_e = log_e + math.log(2) + log_ndtr(z)
+        # z^2/2 + log(2 Phi(z)); for z < 0 the two terms cancel, and the scaled erfc says what is left.
+        left = np.log(erfcx(np.maximum(-z, 0) / math.sqrt(2)))
+        exponent = np.where(z < 0, left, exponent + math.log(2) + log_ndtr(np.maximum(z, 0)))
+    log_e = exponent - np.log1p(spread) / 2
     return log_e if np.ndim(log_e) else float(log_e)
 
 

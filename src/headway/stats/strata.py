@@ -144,6 +144,11 @@ def clustered_contrast(stable: npt.ArrayLike, candidate: npt.ArrayLike, contrast
 
     Raises:
         ValueError: the shapes do not fit one another.
+
+    Example:
+        >>> stable, candidate = [[[3, 9], [7, 11]]] * 2, [[[1, 9], [8, 11]]] * 2  # twice the same two buckets
+        >>> clustered_contrast(stable, candidate, [Contrast(100, -5), Contrast(100, -5)])
+        Contrast(information=83.246..., weighted_sum=-4.162...)
     """
     before, after = np.asarray(stable, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 3 or before.shape[::2] != (len(contrasts), 2):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from headway.stats.counts import FloatArray, check_positive, count_rows, log_mean_exp, resolve_shares
+from headway.stats.counts import BlockRows, FloatArray, check_positive, count_rows, log_mean_exp, resolve_shares
 
 HARM_MULTIPLES = (1 / 3, 2 / 3, 1.0, 5 / 3, 8 / 3, 4.0, 7.0, 12.0)
 """Bets of the harm test: delta as multiples of the margin."""
@@ -62,13 +62,12 @@ def reverse_information_projection(a: float, b: float, pi: float, h: float = 0.0
     _check_line(h)
     if not 0 <= pi <= 1:
         raise ValueError(f"The candidate's share must be between 0 and 1, got {pi}.")
-    left, right = _clip(a), np.array([_clip(b)])
-    gap = np.maximum(left - right - h, 0.0)
-    step = _project(left, right, gap, np.array([pi]), h)
-    return NullPoint(float((left - step)[0]), float((right + (gap - step))[0]))
+    left, right = np.array([_clip(a)]), np.array([_clip(b)])
+    step, rest = _project(left, right, np.array([pi]), h)
+    return NullPoint(float((left - step)[0]), float((right + rest)[0]))
 
 
-def two_sample_log_factors(blocks: npt.ArrayLike, p0: float, deltas: npt.ArrayLike, h: float = 0.0) -> FloatArray:
+def two_sample_log_factors(blocks: BlockRows, p0: float, deltas: npt.ArrayLike, h: float = 0.0) -> FloatArray:
     """Price closed blocks: the log factor by which each multiplies the wealth of each bet.
 
     Factors of blocks add up in any order; a block's own counts must be complete, for its factor depends on its share.
@@ -101,9 +100,7 @@ def two_sample_log_factors(blocks: npt.ArrayLike, p0: float, deltas: npt.ArrayLi
     one_armed = (pi == 0) | (pi == 1)
     a = _clip(p0)
     b = np.clip(p0 - h - distances, _EDGE, 1 - _EDGE)
-    gap = np.maximum(a - b - h, 0.0)  # 0 where the alternative lies within the null: all factors become 1
-    step = _project(a, b, gap, np.where(one_armed, 0.5, pi)[:, None], h)
-    rest = gap - step
+    step, rest = _project(np.full_like(b, a), b, np.where(one_armed, 0.5, pi)[:, None], h)
     factors: FloatArray = -(
         k_a[:, None] * np.log1p(-step / a)
         + (n_a - k_a)[:, None] * np.log1p(step / (1 - a))
@@ -115,7 +112,7 @@ def two_sample_log_factors(blocks: npt.ArrayLike, p0: float, deltas: npt.ArrayLi
     return factors
 
 
-def two_sample_log_e(blocks: npt.ArrayLike, p0: float, deltas: npt.ArrayLike, h: float = 0.0) -> float:
+def two_sample_log_e(blocks: BlockRows, p0: float, deltas: npt.ArrayLike, h: float = 0.0) -> float:
     """Weigh the evidence that the candidate's rate is below the stable arm's by more than h: the log E-value.
 
     Guarantee: if p_B >= p_A - h, E ever reaches 1/alpha with probability at most alpha, however often one looks (at
@@ -142,28 +139,40 @@ def two_sample_log_e(blocks: npt.ArrayLike, p0: float, deltas: npt.ArrayLike, h:
     return float(log_mean_exp(two_sample_log_factors(blocks, p0, deltas, h).sum(axis=0)))
 
 
-def _project(a: float, b: FloatArray, gap: FloatArray, pi: FloatArray, h: float) -> FloatArray:
-    """How far the null point lies below a, in [0, gap].
+def _project(a: FloatArray, b: FloatArray, pi: FloatArray, h: float) -> tuple[FloatArray, FloatArray]:
+    """How far the null point lies below a, and how far above b: q_A = a - x, q_B = b + y with x + y = a - b - h.
 
-    With q_A = a - x and q_B = b + gap - x the minimum is where (1 - pi) x q_B (1 - q_B) = pi (gap - x) q_A (1 - q_A):
-    the one root in the feasible range of -x^3 + c2 x^2 + c1 x + c0, found by Newton steps, kept in a bracket.
+    Both are 0 for an alternative within the null, so that all its factors become 1.
     """
+    gap = np.maximum(a - b - h, 0.0)
     if h == 0:
-        straight: FloatArray = pi * gap
-        return straight
+        return pi * gap, (1 - pi) * gap
+    if (
+        b.max(initial=0.0) > 1 - 1e-6
+    ):  # 1 - q_B may be tiny: look for y, the same problem with arms and outcomes swapped
+        y = _root(1 - b, 1 - a, gap, 1 - pi, h)
+        return gap - y, y
+    x = _root(a, b, gap, pi, h)
+    return x, gap - x
+
+
+def _root(a: FloatArray, b: FloatArray, gap: FloatArray, pi: FloatArray, h: float) -> FloatArray:
+    """Solve (1 - pi) x q_B (1 - q_B) = pi (gap - x) q_A (1 - q_A), where the divergence to the null is smallest.
+
+    It is the one root in the feasible range of -x^3 + c2 x^2 + c1 x + c0: Newton steps, kept in a bracket.
+    """
     end = b + gap
     va, ve = a * (1 - a), end * (1 - end)
     c2 = (1 - pi) * (2 * end - 1) + pi * (gap + (2 * a - 1))
     c1 = (1 - pi) * ve + pi * (va - gap * (2 * a - 1))
     c0 = -pi * va * gap
-    low: FloatArray = np.full(c0.shape, max(0.0, a - h - 1))  # q_B <= 1
+    low: FloatArray = np.broadcast_to(np.maximum(0.0, a - h - 1), c0.shape)  # q_B <= 1
     high: FloatArray = np.broadcast_to(np.minimum(gap, a), c0.shape)  # q_A >= 0
     x: FloatArray = np.clip(-c0 / ((1 - pi) * b * (1 - b) + pi * va), low, high)
     for turn in range(200):
         value = ((c2 - x) * x + c1) * x + c0
         slope = (2 * c2 - 3 * x) * x + c1
-        step = value / np.maximum(slope, 1e-30)
-        following = x - step
+        following = x - value / np.maximum(slope, 1e-30)
         outside = (following < low) | (following > high)
         if turn >= 8 or outside.any():
             low, high = np.where(value < 0, x, low), np.where(value > 0, x, high)
