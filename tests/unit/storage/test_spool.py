@@ -302,7 +302,7 @@ async def test_replay_forever_leaves_no_file_behind(tmp_path: Path, records: int
     found: list[bytes] = []
     async with asyncio.timeout(10):
         task = asyncio.ensure_future(spool.replay_forever(collector(found)))
-        while len(found) < records or list(tmp_path.rglob("*.spool")):  # noqa: ASYNC110, ASYNC240 - see above
+        while len(found) < records or list(tmp_path.rglob("*.spool")):  # noqa: ASYNC240 - see above
             await asyncio.sleep(0.001)
             clock.advance(0.1)
         task.cancel()

@@ -1,0 +1,153 @@
+"""Processes are killed and the database goes away, under load: nothing acknowledged is lost, nothing counted twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headway.testing import Behaviour, Lognormal
+from tests.acceptance.harness import Headway, application, openai_deployment, running, wait_for
+from tests.acceptance.load import Load, check_books
+from tests.acceptance.stand import CHATTY, Provider, Reply, call, simulated_provider, unique
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Provider]:
+    with simulated_provider({"chatty": CHATTY}) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def installed(provider: Provider) -> Iterator[Headway]:
+    """Headway with the embedded database, two workers and a rollout at 50%; the tests stop and start it."""
+    folder = Path(tempfile.mkdtemp(prefix="headway-crashes-"))
+    folder.chmod(0o755)  # as root, PostgreSQL runs as somebody else
+    configuration = {
+        "deployments": {
+            "main": openai_deployment(provider.base_url, "chatty", attempts=3),
+            "slow": openai_deployment(provider.base_url, "slow"),
+        },
+        "applications": {"support": application("main"), "slow": application("slow")},
+    }
+    try:
+        with running(Headway(folder), configuration) as headway:
+            configuration["applications"]["support"] = application("main", "second", prompt={"text": "Be brief."})
+            headway.write(configuration)
+            headway.run("apply", "--yes")
+            headway.run("share", "support", "second", "50%")
+            yield headway
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def headway(installed: Headway) -> Headway:
+    """The same, running."""
+    if not installed.is_running:
+        installed.start()
+    return installed
+
+
+def test_postgres_is_killed(headway: Headway, proof: bool) -> None:
+    """kill -9 of PostgreSQL, again and again: no client notices, and the books are complete."""
+    with Load(headway, headway.first_key) as load:
+        load.wait_for_more(100)
+        for _ in range(10 if proof else 2):
+            headway.kill_postgres()
+            load.wait_for_more(150)
+        load.wait_for_more(100)
+    assert load.tally.failures == []
+    assert check_books(headway, load.tally, complete=True) == 0
+
+
+def test_a_worker_is_killed(headway: Headway, proof: bool) -> None:
+    """kill -9 of a worker: its clients lose their connection, all others go on; a new worker takes its place."""
+    times = 10 if proof else 2
+    with Load(headway, headway.first_key) as load:
+        load.wait_for_more(100)
+        for _ in range(times):
+            kill_a_worker(headway)
+            load.wait_for_more(100)
+    failures = load.tally.failures
+    assert len(failures) <= 4 * times, failures  # only those who were connected to it at that moment
+    lost_connection = ("ConnectionReset", "RemoteDisconnected", "IncompleteRead")
+    assert not [each for each in failures if not each.startswith(lost_connection)]
+    check_books(headway, load.tally, complete=False)
+
+
+def kill_a_worker(headway: Headway) -> None:
+    """Kill the oldest worker of the data plane and wait for its successor."""
+    before = headway.workers()
+    victim = min(before, key=lambda worker: worker.create_time())
+    victim.kill()
+
+    def is_replaced() -> bool:
+        serving = [each.pid for each in headway.workers() if headway.is_serving(each)]
+        return len(serving) == len(before) and victim.pid not in serving
+
+    wait_for("a new worker", is_replaced, 20)
+
+
+def test_everything_is_killed(headway: Headway, proof: bool) -> None:
+    """kill -9 of all processes at once, PostgreSQL included, as a power cut would; then it is started again."""
+    for _ in range(5 if proof else 1):
+        with Load(headway, headway.first_key) as load:
+            load.wait_for_more(200)
+            headway.kill_all()
+            assert headway.processes() == []
+            headway.start()
+            load.wait_for_more(100)
+        lost = check_books(headway, load.tally, complete=False)
+        assert lost < len(load.tally.answered) / 2
+
+
+def test_the_supervisor_is_killed(headway: Headway) -> None:
+    """kill -9 of `headway run` alone: everything that it started ends by itself, and writes down what it had."""
+    with Load(headway, headway.first_key) as load:
+        load.wait_for_more(100)
+        headway.kill_supervisor()
+        headway.end_all()
+    headway.start()
+    assert check_books(headway, load.tally, complete=False) == 0
+
+
+def test_a_stream_ends_before_headway_does(headway: Headway, provider: Provider) -> None:
+    """SIGTERM while an answer is streamed: it is streamed to its end, and recorded; then nothing is left."""
+    provider.set("slow", Behaviour(answer_tokens=Lognormal(40), inter_token_ms=Lognormal(50)))
+    question = unique("drain")
+    body = {"model": "slow", "messages": [{"role": "user", "content": question}], "stream": True}
+    answers: list[Reply] = []
+
+    def ask() -> None:
+        answers.append(call(f"{headway.base_url}/chat/completions", body, key=headway.first_key))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_for("the stream", lambda: any(each.events_sent > 3 for each in provider.received(question)))
+    begun = time.monotonic()
+    assert headway.stop() == 0
+    took = time.monotonic() - begun
+    asking.join()
+    (answer,) = answers
+    assert answer.status == 200
+    assert answer.body.endswith(b"data: [DONE]\n\n"), answer.body[-300:]
+    assert 0.5 < took < 20
+    headway.start()
+    record = headway.interaction(answer.headers["x-headway-interaction"])
+    assert (record["status"], record["error"], record["aborted"]) == (200, None, False)
+    content = "".join(
+        choice["delta"].get("content") or ""
+        for line in answer.body.decode().splitlines()
+        if line.startswith("data: {")
+        for choice in json.loads(line[6:])["choices"]
+    )
+    assert json.loads(record["answer"])["choices"][0]["message"]["content"] == content
