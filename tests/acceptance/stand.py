@@ -182,7 +182,7 @@ def stand_configuration(provider: Provider, refusing: int, *, second: bool) -> d
     """The shared headway.yaml, with the first releases or with the second."""
     secret = {"api_key": "env:STAND_PROVIDER_KEY"}
     base = provider.base_url
-    quick = {"connect": "1s", "first_token": "500ms", "total": "3s"}
+    quick = {"connect": "1s", "first_token": "400ms", "total": "800ms"}
     prices = {"input": 1000, "cached_input": 500, "output": 2000}
     name = BLUNT if second else KIND
     two = {"prompt": {"text": PROMPTS[name]}, "parameters": {"temperature": 0.1 if second else 0.7}}

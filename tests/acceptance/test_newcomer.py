@@ -47,8 +47,12 @@ def test_newcomer(headway: Headway) -> None:
         answer = client.chat.completions.create(model="support", messages=question)
         text = answer.choices[0].message.content
         assert text
-        history = [*question, {"role": "assistant", "content": text}, {"role": "user", "content": "Are you sure?"}]
-        chunks = list(client.chat.completions.create(model="support", messages=history, stream=True))  # type: ignore[call-overload] # plain dicts
+        history: list[ChatCompletionMessageParam] = [
+            *question,
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": "Are you sure?"},
+        ]
+        chunks = list(client.chat.completions.create(model="support", messages=history, stream=True))
         response = client.responses.create(model="support", input="Say hello.")
     (streamed,) = {chunk.id for chunk in chunks}
     assert response.output_text
