@@ -9,10 +9,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from headway.storage.database import Database, migrate
+
+# An example may take long on a busy machine; pytest-timeout guards against what hangs.
+settings.register_profile("headway", deadline=None)
+settings.load_profile("headway")
 
 
 @pytest.fixture(scope="session")

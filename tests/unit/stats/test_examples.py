@@ -6,8 +6,10 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from headway import stats
 
 MODULES = [importlib.import_module(f"headway.stats.{module.name}") for module in pkgutil.iter_modules(stats.__path__)]
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "statistics.md"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
@@ -48,3 +51,19 @@ def test_the_gateway_does_not_load_numpy() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         getattr(stats, "no_such_name")  # noqa: B009 - a type checker would see it
+
+
+def test_the_page_names_every_function_and_its_example_runs() -> None:
+    text = PAGE.read_text()
+    functions = {name for name in stats.__all__ if inspect.isfunction(getattr(stats, name))}
+    shown_elsewhere = {
+        "log_histogram_bins",  # of many values
+        "normal_mixture_boundary",
+        "reverse_information_projection",  # steps of others
+        "stratified_confidence_sequence",
+    }
+    assert {name for name in functions if f"`{name}`" not in text} <= shown_elsewhere
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(example, {})

@@ -23,3 +23,9 @@ def test_a_bin_holds_its_values_within_two_percent(x: float) -> None:
 @pytest.mark.parametrize("x", [0.0, -1.0, 1e-300])
 def test_values_near_zero_share_the_lowest_bin(x: float) -> None:
     assert log_histogram_bin(x) == log_histogram_bin(1e-6) == math.ceil(math.log(1e-6) / math.log(GAMMA))
+
+
+@pytest.mark.parametrize(("x", "gamma"), [(math.inf, 1.02), (math.nan, 1.02), (1.0, 1.0), (1.0, math.nan)])
+def test_bad_input(x: float, gamma: float) -> None:
+    with pytest.raises(ValueError, match="finite value and a gamma above 1"):
+        log_histogram_bin(x, gamma)

@@ -72,7 +72,7 @@ def test_the_one_sided_boundary_is_safe_and_nearer(i: float, rho: float, alpha: 
     boundary = float(normal_mixture_boundary(i, rho, alpha))
     at_boundary = float(normal_mixture_log_e(boundary, i, rho))
     assert at_boundary >= math.log(1 / alpha) - 1e-9
-    assert at_boundary <= math.log(1 / alpha) + 0.2  # and hardly later than E itself
+    assert at_boundary <= math.log(1 / alpha) + 0.3  # and hardly later than E itself
     assert boundary <= normal_mixture_boundary(i, rho, alpha, two_sided=True)
 
 

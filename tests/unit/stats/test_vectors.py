@@ -39,8 +39,8 @@ def renamed(given: dict[str, Any]) -> dict[str, Any]:
     return {NAMES.get(name, name): value for name, value in given.items()}
 
 
-def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda given: function(**renamed(given))
+def plainly(function: Callable[..., Any], **names: str) -> Callable[..., Any]:
+    return lambda given: function(**renamed({names.get(name, name): value for name, value in given.items()}))
 
 
 def ratio_variance(given: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "two_sample_log_e": plainly(stats.two_sample_log_e),
     "event_ratio_log_e": plainly(stats.event_ratio_log_e),
     "event_ratio_confidence_sequence": plainly(stats.event_ratio_confidence_sequence),
-    "betting_log_e": plainly(stats.betting_log_e),
+    "betting_log_e": plainly(stats.betting_log_e, grid="fractions"),
     "quantile_rank_bounds": plainly(stats.quantile_rank_bounds),
     "sample_ratio_log_e": plainly(stats.sample_ratio_log_e),
     "cuped_adjustment": cuped_adjustment,
