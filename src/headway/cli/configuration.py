@@ -59,8 +59,11 @@ def init(
     if present:
         raise ConfigurationError(f"{', '.join(present)}: there already; nothing was written")
     for path, text in wanted.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
         console.print(Text(f"wrote {path}"))
     notes.print("Next: edit it, then `headway check` and `headway apply`.")
 

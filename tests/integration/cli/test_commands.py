@@ -93,6 +93,11 @@ def test_init_overwrites_nothing(project: Project) -> None:
     assert not (project.folder / "prompts").exists()
 
 
+def test_init_says_what_cannot_be_written(project: Project) -> None:
+    (project.folder / "prompts").write_text("a file where a folder should be")
+    assert "prompts/support.j2 cannot be written: " in headway("init", status=1).stderr
+
+
 def test_check_lists_problems_for_people_and_for_programs(project: Project) -> None:
     project.file.write_text("deployments: {d: {provider: opnai}}\napplications: []\n")
     told = headway("check", status=1).stderr
