@@ -10,20 +10,24 @@ from typing import Any, TypeVar
 from headway.clock import Clock
 from headway.errors import StorageError
 
-_ANSWER_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
 
 T = TypeVar("T")
 
 
 class Attempts:
-    """Gives the database about a second to answer; while it is away, one caller at a time finds out, others go on.
+    """Gives the database a short time to answer; while it is away, one caller at a time finds out, others go on.
 
     A connection that hangs takes more than ten seconds to give up. That happens behind the caller.
+
+    Args:
+        clock: Tells how long the database has been away.
+        answer_seconds: How long a caller waits for it.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, answer_seconds: float = 1.0) -> None:
         self._clock = clock
+        self._answer_seconds = answer_seconds
         self._away_until = -math.inf
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -43,11 +47,11 @@ class Attempts:
         task = asyncio.get_running_loop().create_task(work())
         self._running.add(task)
         task.add_done_callback(self._forget)
-        done, _ = await asyncio.wait((task,), timeout=_ANSWER_SECONDS)
+        done, _ = await asyncio.wait((task,), timeout=self._answer_seconds)
         try:
             if not done:
                 task.cancel()
-                raise StorageError(f"the database did not answer within {_ANSWER_SECONDS:g} s")
+                raise StorageError(f"the database did not answer within {self._answer_seconds:g} s")
             result = task.result()
         except StorageError:
             self._away_until = self._clock.monotonic_seconds() + _AWAY_SECONDS
