@@ -211,11 +211,15 @@ class Headway:
         return found
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes of the data plane."""
+        """The worker processes of the data plane; none while its server is being started."""
         assert self._process is not None
         supervisor = psutil.Process(self._process.pid)
-        (server,) = [each for each in supervisor.children() if each.cmdline()[-2:] == ["headway.runtime.serve", "data"]]
-        return server.children()
+        found = []
+        for server in supervisor.children():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if server.cmdline()[-2:] == ["headway.runtime.serve", "data"]:
+                    found += server.children()
+        return found
 
     def is_serving(self, worker: psutil.Process) -> bool:
         """Whether a worker takes connections."""

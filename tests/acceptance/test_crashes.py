@@ -8,11 +8,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 
+import psutil
 import pytest
 
-from headway.testing import Behaviour, Lognormal
+from headway.testing import Behaviour, Fault, Lognormal
 from tests.acceptance.harness import Headway, application, openai_deployment, running, wait_for
 from tests.acceptance.load import Load, check_books
 from tests.acceptance.stand import CHATTY, Provider, Reply, call, simulated_provider, unique
@@ -81,7 +84,10 @@ def test_a_worker_is_killed(headway: Headway, proof: bool) -> None:
     assert len(failures) <= 4 * times, failures  # only those who were connected to it at that moment
     lost_connection = ("ConnectionReset", "RemoteDisconnected", "IncompleteRead")
     assert not [each for each in failures if not each.startswith(lost_connection)]
-    check_books(headway, load.tally, complete=False)
+    lost = check_books(headway, load.tally, complete=False)
+    # What Headway itself says is lost: all but the answers that were just going out.
+    counts = [json.loads(line)["count"] for line in headway.log().splitlines() if '"interactions_lost"' in line]
+    assert sum(counts) >= lost - 4 * times
 
 
 def kill_a_worker(headway: Headway) -> None:
@@ -95,6 +101,38 @@ def kill_a_worker(headway: Headway) -> None:
         return len(serving) == len(before) and victim.pid not in serving
 
     wait_for("a new worker", is_replaced, 20)
+
+
+def test_a_killed_worker_gives_back_what_its_requests_held(headway: Headway, provider: Provider) -> None:
+    """The places of a key with a concurrency limit are free again when the workers that held them are dead."""
+    key = headway.create_key("two", "--concurrency", "2")
+    provider.set("slow", Behaviour(fault=Fault.HANG_BEFORE_HEADERS))
+    url = f"{headway.base_url}/chat/completions"
+    question = unique("hang")
+    hanging = {"model": "slow", "messages": [{"role": "user", "content": question}]}
+    quick = {"model": "support", "messages": [{"role": "user", "content": unique("quick")}]}
+    with ThreadPoolExecutor(2) as pool:
+        holding = [pool.submit(call, url, hanging, key=key) for _ in range(2)]
+        wait_for("two calls that hang", lambda: len(provider.received(question)) == 2)
+        refused = call(url, quick, key=key)
+        assert (refused.status, refused.code) == (429, "concurrency_limit_exceeded")
+        kill_a_worker(headway)
+        kill_a_worker(headway)
+    assert all(isinstance(each.exception(), OSError | HTTPException) for each in holding)
+    wait_for("a free place", lambda: call(url, quick, key=key).status == 200, 5)
+
+
+def test_a_server_is_killed(headway: Headway) -> None:
+    """kill -9 of the process between supervisor and workers: its workers end, and the supervisor starts others."""
+    before = headway.workers()
+    with Load(headway, headway.first_key) as load:
+        load.wait_for_more(50)
+        before[0].parent().kill()  # type: ignore[union-attr] # it has one: the supervisor's child
+        psutil.wait_procs(before, timeout=30)
+        assert not [worker for worker in before if worker.is_running()]
+        wait_for("new workers", lambda: sum(map(headway.is_serving, headway.workers())) == len(before), 20)
+        load.wait_for_more(50)
+    assert check_books(headway, load.tally, complete=False) == 0, "the workers ended by themselves: nothing is lost"
 
 
 def test_everything_is_killed(headway: Headway, proof: bool) -> None:
