@@ -15,7 +15,7 @@ from granian.server import Server
 from headway.clock import SystemClock
 from headway.config.logs import configure_logs, granian_logging
 from headway.config.settings import Settings, load_settings
-from headway.runtime.worker import Worker
+from headway.runtime.worker import Worker, hold_stop_signals
 
 PLANES = ("data", "control")
 _PARENT_POLL_SECONDS = 0.5
@@ -23,6 +23,7 @@ _PARENT_POLL_SECONDS = 0.5
 
 def data_worker() -> Worker:
     """Make one worker of the data plane, by the environment; Granian calls this in each worker process."""
+    hold_stop_signals()
     from headway.runtime.dataplane import DataPlaneService  # noqa: PLC0415 - each process loads its own plane only
 
     settings, clock = load_settings(), SystemClock()
@@ -32,6 +33,7 @@ def data_worker() -> Worker:
 
 def control_worker() -> Worker:
     """Make the control plane, by the environment; Granian calls this in its one worker process."""
+    hold_stop_signals()
     from headway.runtime.controlplane import ControlPlaneService  # noqa: PLC0415 - see data_worker
 
     settings, clock = load_settings(), SystemClock()

@@ -16,9 +16,19 @@ from headway.config.settings import Settings
 
 _log = structlog.get_logger("headway.runtime.worker")
 _PARENT_POLL_SECONDS = 0.5
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SETTLED_SECONDS = 0.1
 
 Message = dict[str, Any]
 Application = Callable[[Message, Any, Any], Awaitable[None]]
+
+
+def hold_stop_signals() -> None:
+    """Let a signal to stop wait until the worker has started; Granian would lose it before, and kill the worker later.
+
+    To be called as soon as the process is there.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
 
 
 class Service(Protocol):
@@ -64,6 +74,9 @@ class Worker:
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
         await send({"type": "lifespan.startup.complete"})
+        # The loop gets to it once Granian serves, and so listens.
+        loop = asyncio.get_running_loop()
+        loop.call_later(_SETTLED_SECONDS, signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOP_SIGNALS)
         await receive()
         watch.cancel()
         await self._service.close()
