@@ -189,3 +189,31 @@ def test_a_stream_ends_before_headway_does(headway: Headway, provider: Provider)
         for choice in json.loads(line[6:])["choices"]
     )
     assert json.loads(record["answer"])["choices"][0]["message"]["content"] == content
+
+
+def test_a_stream_that_outlasts_the_drain_is_cut_off_and_recorded(provider: Provider) -> None:
+    """SIGTERM while a stream hangs: it is cut off after the drain, and recorded as broken off."""
+    provider.set("slow", Behaviour(fault=Fault.HANG_MID_STREAM))
+    question = unique("outlast")
+    body = {"model": "slow", "messages": [{"role": "user", "content": question}], "stream": True}
+    configuration = {
+        "deployments": {"slow": openai_deployment(provider.base_url, "slow")},
+        "applications": {"slow": application("slow")},
+    }
+    folder = Path(tempfile.mkdtemp(prefix="headway-drain-"))
+    folder.chmod(0o755)
+    try:
+        with running(Headway(folder, environment={"HEADWAY_DRAIN_SECONDS": "1"}), configuration) as headway:
+            with ThreadPoolExecutor(1) as pool:
+                url, key = f"{headway.base_url}/chat/completions", headway.first_key
+                asking = pool.submit(call, url, body, key=key)
+                wait_for("the stream", lambda: any(each.events_sent > 1 for each in provider.received(question)))
+                begun = time.monotonic()
+                assert headway.stop() == 0
+                assert 0.9 < time.monotonic() - begun < 8
+                with pytest.raises((HTTPException, OSError)):
+                    asking.result()
+            headway.start()
+            wait_for("the record", lambda: headway.value("SELECT count(*) FROM interaction WHERE aborted") == 1)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from granian.server import Server
 from headway.clock import SystemClock
 from headway.config.logs import configure_logs, granian_logging
 from headway.config.settings import Settings, load_settings
-from headway.runtime.worker import Worker, hold_stop_signals
+from headway.runtime.worker import CLOSING_SECONDS, Worker, hold_stop_signals
 
 PLANES = ("data", "control")
 _PARENT_POLL_SECONDS = 0.5
@@ -61,7 +62,7 @@ def make_server(plane: str, settings: Settings) -> Any:
         log_dictconfig=granian_logging(),
         respawn_failed_workers=True,
         respawn_interval=0.1,
-        workers_kill_timeout=int(settings.drain_seconds) + 5,
+        workers_kill_timeout=math.ceil(settings.drain_seconds) + CLOSING_SECONDS,
     )
 
 

@@ -26,7 +26,7 @@ _log = structlog.get_logger("headway.runtime.supervisor")
 _WATCH_SECONDS = 1.0
 _STEADY_SECONDS = 30.0
 _LONGEST_PAUSE_SECONDS = 30.0
-_MARGIN_SECONDS = 10.0
+_MARGIN_SECONDS = 15.0
 
 
 @dataclass

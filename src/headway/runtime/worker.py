@@ -18,6 +18,8 @@ _log = structlog.get_logger("headway.runtime.worker")
 _PARENT_POLL_SECONDS = 0.5
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SETTLED_SECONDS = 0.1
+CLOSING_SECONDS = 10
+"""How long a worker may take to record and close, after its last request has ended or was cut off."""
 
 Message = dict[str, Any]
 Application = Callable[[Message, Any, Any], Awaitable[None]]
@@ -51,12 +53,19 @@ class Worker:
         self._settings = settings
         self._clock = clock
         self._application: Application | None = None
+        self._in_flight: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         """Serve one request, or the lifespan."""
         if scope["type"] == "http":
             assert self._application is not None, "lifespan first"
-            await self._application(scope, receive, send)
+            task = asyncio.current_task()
+            assert task is not None, "Granian runs each request in a task"
+            self._in_flight.add(task)
+            try:
+                await self._application(scope, receive, send)
+            finally:
+                self._in_flight.discard(task)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
@@ -76,11 +85,27 @@ class Worker:
         await send({"type": "lifespan.startup.complete"})
         # The loop gets to it once Granian serves, and so listens.
         loop = asyncio.get_running_loop()
-        loop.call_later(_SETTLED_SECONDS, signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        loop.call_later(_SETTLED_SECONDS, self._heed_signals, loop)
         await receive()
         watch.cancel()
         await self._service.close()
         await send({"type": "lifespan.shutdown.complete"})
+
+    def _heed_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Granian has one handler for both signals: SIGTERM starts the clock here, and reaches Granian as SIGINT.
+        loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+    def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let requests in flight finish; those that take too long are cut off, and recorded, before the end."""
+        loop.call_later(self._settings.drain_seconds, self._cut_off)
+        signal.raise_signal(signal.SIGINT)
+
+    def _cut_off(self) -> None:
+        if self._in_flight:
+            _log.warning("requests_cut_off", count=len(self._in_flight))
+        for task in self._in_flight:
+            task.cancel()
 
     async def _watch_parent(self, parent: int) -> None:
         """End gracefully, but end, when the parent was killed: nobody would ever stop this process otherwise."""
@@ -88,7 +113,7 @@ class Worker:
             await self._clock.sleep(_PARENT_POLL_SECONDS)
         _log.warning("parent_gone")
         os.kill(os.getpid(), signal.SIGTERM)
-        await self._clock.sleep(self._settings.drain_seconds)
+        await self._clock.sleep(self._settings.drain_seconds + CLOSING_SECONDS)
         os._exit(1)
 
 
