@@ -14,10 +14,14 @@ ReportStatus = Literal["open", "triaged", "resolved", "rejected"]
 
 TEXT_BYTES = 32 * 1024
 """Longest comment, correction, description or text value, in bytes of UTF-8."""
+KEYLESS_TEXT_BYTES = 4 * 1024
+"""The same, of who has nothing but an interaction id: anybody who saw an answer can fill no disk."""
 CHOICES = 128
 """Choices of one answer that can be rated."""
 REVISIONS = 100
 """Values that one author may give one metric of one target before no more are taken."""
+KEYLESS_REVISIONS = 10
+"""The same, of who has nothing but an interaction id."""
 LINKED_INTERACTIONS = 100
 """Interactions that one report may name."""
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from headway.clock import Clock, utc
-from headway.domain.feedback import CHOICES, TEXT_BYTES, Attribution, Feedback, Source, Target
+from headway.domain.feedback import CHOICES, KEYLESS_TEXT_BYTES, TEXT_BYTES, Attribution, Feedback, Source, Target
 from headway.domain.metric import BUILT_IN_FEEDBACK, FeedbackMetric
 from headway.domain.snapshot import ApplicationRoute, KeyRoute, Snapshot
 from headway.errors import AuthenticationError, InvalidRequestError, NotFoundError
@@ -105,8 +105,9 @@ class FeedbackIntake:
         """
         if key is None:
             _check_keyless(post)
-        comment = checked_text("comment", post.comment, TEXT_BYTES)
-        correction = checked_text("correction", post.correction, TEXT_BYTES)
+        longest = KEYLESS_TEXT_BYTES if key is None else TEXT_BYTES
+        comment = checked_text("comment", post.comment, longest)
+        correction = checked_text("correction", post.correction, longest)
         subject = await self._subject(snapshot, key, post)
         name, metric, value = _metric(subject.application, post, {"correction": correction, "comment": comment})
         if key is None and not metric.end_users:
@@ -125,7 +126,7 @@ class FeedbackIntake:
             attribution=subject.attribution,
             metric=name,
             number=number,
-            text=checked_text("value", text, TEXT_BYTES),
+            text=checked_text("value", text, longest),
             comment=comment,
             correction=correction,
             source=source,

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from headway.clock import Clock
-from headway.domain.feedback import REVISIONS, Feedback, Report
+from headway.domain.feedback import KEYLESS_REVISIONS, REVISIONS, Feedback, Report
 from headway.domain.protocols import DurableLog
 from headway.errors import StorageError
 from headway.storage import feedback as feedback_storage
@@ -58,7 +58,8 @@ class Keeper:
             HeadwayError: The database is away and the disk refuses too: nothing was kept.
         """
         with contextlib.suppress(StorageError):
-            return await self._attempts.run(lambda: self._store(record, revisions=REVISIONS))
+            revisions = REVISIONS if record.key else KEYLESS_REVISIONS
+            return await self._attempts.run(lambda: self._store(record, revisions=revisions))
         # A commit may have taken effect all the same; the replay will find the record's id there.
         await self._log.append(msgspec.msgpack.encode(record))
         return Kept(uuid.UUID(bytes=record.id), "spooled")

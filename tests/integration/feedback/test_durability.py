@@ -146,7 +146,7 @@ async def test_an_equal_value_is_not_replayed(desk: Desk) -> None:
 async def test_the_history_bound_does_not_drop_what_was_acknowledged(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headway.feedback.keeping.REVISIONS", 1)
+    monkeypatch.setattr("headway.feedback.keeping.KEYLESS_REVISIONS", 1)
     text = desk.world.issue()
     away = make_desk(desk.world, Database("postgresql://127.0.0.1:1/none", wait_seconds=0.05))
     for value in (1, 2, 3):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headway.domain.feedback import REVISIONS, TEXT_BYTES
+from headway.domain.feedback import KEYLESS_REVISIONS, KEYLESS_TEXT_BYTES, REVISIONS, TEXT_BYTES
 from headway.ids import Kind
 from tests.integration.feedback.conftest import Desk
 from tests.world import RETENTION_DAYS
@@ -81,17 +81,26 @@ async def test_posts_at_the_same_moment_leave_one_current_value(desk: Desk, valu
         assert len({body["id"] for _, body in answers}) == 1
 
 
-async def test_history_has_an_end(desk: Desk) -> None:
+@pytest.mark.parametrize(
+    ("key", "other", "most"), [(None, "developer", KEYLESS_REVISIONS), ("developer", None, REVISIONS)]
+)
+async def test_history_has_an_end(desk: Desk, key: str | None, other: str | None, most: int) -> None:
     text = desk.world.issue()
     minutes = {"interaction_id": text, "metric": "minutes_saved"}
-    for value in range(REVISIONS):
-        assert (await desk.feedback({**minutes, "value": value, "choice": value % 3}))[0] == 201
-    status, body = await desk.feedback({**minutes, "value": 1000})
+    for value in range(most):
+        assert (await desk.feedback({**minutes, "value": value, "choice": value % 3}, key=key))[0] == 201
+    status, body = await desk.feedback({**minutes, "value": 1000}, key=key)
     assert (status, body["code"]) == (429, "feedback_history_full")
     # The current value, another metric and another author still pass.
-    assert (await desk.feedback({**minutes, "value": REVISIONS - 1, "choice": (REVISIONS - 1) % 3}))[0] == 200
-    assert (await desk.feedback({"interaction_id": text, "metric": "stars", "value": 3}))[0] == 201
-    assert (await desk.feedback({**minutes, "value": 9}, key="developer"))[0] == 201
+    assert (await desk.feedback({**minutes, "value": most - 1, "choice": (most - 1) % 3}, key=key))[0] == 200
+    assert (await desk.feedback({"interaction_id": text, "metric": "stars", "value": 3}, key=key))[0] == 201
+    assert (await desk.feedback({**minutes, "value": 9}, key=other))[0] == 201
+
+
+async def test_who_has_no_key_says_less(desk: Desk) -> None:
+    post = {"interaction_id": desk.world.issue(), "comment": "x" * (KEYLESS_TEXT_BYTES + 1)}
+    assert (await desk.feedback(post))[0] == 400
+    assert (await desk.feedback(post, key="developer"))[0] == 201
 
 
 async def test_metrics_authors_and_choices_have_values_of_their_own(desk: Desk) -> None:
