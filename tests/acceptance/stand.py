@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import secrets
+import socketserver
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,36 @@ def simulated_provider(behaviours: Mapping[str, Behaviour] | None = None) -> Ite
         portal.wrap_async_context_manager(ProviderProcess(behaviours)) as process,
     ):
         yield Provider(portal, process)
+
+
+class _Lingering(socketserver.StreamRequestHandler):
+    """Streams a short answer to its last event and then keeps the connection open."""
+
+    def handle(self) -> None:
+        while self.rfile.readline().strip():
+            pass
+        chunk = {"id": "chatcmpl-lingering", "object": "chat.completion.chunk", "model": "lingering"}
+        said = {**chunk, "choices": [{"index": 0, "delta": {"content": "Stay."}, "finish_reason": "stop"}]}
+        used = {**chunk, "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}
+        body = "".join(f"data: {data}\n\n" for data in (json.dumps(said), json.dumps(used), "[DONE]")).encode()
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(body), body))
+        with suppress(OSError):
+            self.rfile.read()
+
+
+@contextmanager
+def lingering_provider() -> Iterator[int]:
+    """A provider that does not end its streams behind their last event; gives its port."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Lingering) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @dataclass(frozen=True)
@@ -178,7 +210,7 @@ def unique(text: str) -> str:
     return f"{text} [{secrets.token_hex(6)}]"
 
 
-def stand_configuration(provider: Provider, refusing: int, *, second: bool) -> dict[str, Any]:
+def stand_configuration(provider: Provider, refusing: int, lingering: int, *, second: bool) -> dict[str, Any]:
     """The shared headway.yaml, with the first releases or with the second."""
     secret = {"api_key": "env:STAND_PROVIDER_KEY"}
     base = provider.base_url
@@ -197,6 +229,7 @@ def stand_configuration(provider: Provider, refusing: int, *, second: bool) -> d
             ),
             "slow": openai_deployment(base, "slow", **secret),
             "closed": openai_deployment(f"http://127.0.0.1:{refusing}/v1", "closed", attempts=1, **secret),
+            "lingering": openai_deployment(f"http://127.0.0.1:{lingering}/v1", "lingering", timeouts=quick),
             "narrow": openai_deployment(base, "narrow", max_concurrency=2, queue={"size": 1, "wait": "10s"}, **secret),
         },
         "metrics": {
@@ -220,6 +253,7 @@ def stand_configuration(provider: Provider, refusing: int, *, second: bool) -> d
             "covered": application("closed", fallbacks=["fragile", "main"]),
             "slow": application("slow"),
             "endless": application("slow", record="metadata"),
+            "lingering": application("lingering"),
             "narrow": application("narrow"),
         },
     }
@@ -230,10 +264,14 @@ def open_stand(folder: Path, database_url: str) -> Iterator[Stand]:
     """Start the stand: two releases of `support`, each with half of the conversations."""
     secret = "sk-provider-" + secrets.token_hex(16)
     environment = {"STAND_PROVIDER_KEY": secret, "HEADWAY_BODY_SECONDS": "1"}
-    with simulated_provider({"chatty": CHATTY}) as provider, refusing_port() as refusing:
+    with (
+        simulated_provider({"chatty": CHATTY}) as provider,
+        refusing_port() as refusing,
+        lingering_provider() as lingering,
+    ):
         headway = Headway(folder, database_url=database_url, environment=environment)
-        with running(headway, stand_configuration(provider, refusing, second=False)):
-            headway.write(stand_configuration(provider, refusing, second=True))
+        with running(headway, stand_configuration(provider, refusing, lingering, second=False)):
+            headway.write(stand_configuration(provider, refusing, lingering, second=True))
             headway.run("apply", "--yes")
             headway.run("share", "support", BLUNT, "50%")
             key = headway.create_key("stand", "--scope", "invoke", "--scope", "pin", "--scope", "feedback")

@@ -81,6 +81,8 @@ def test_wrong_methods(stand: Stand) -> None:
     deleted = call(f"{url}/feedback", method="DELETE", key=stand.key)
     expect(deleted, 405, "method_not_allowed")
     assert deleted.headers["allow"] == "OPTIONS, POST"
+    head = call(f"{stand.headway.url}/healthz", method="HEAD")  # as some load balancers ask
+    assert (head.status, head.body) == (200, b"")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import statistics
 import struct
@@ -217,6 +218,25 @@ def test_a_client_that_leaves_cancels_the_call(stand: Stand, stream: bool, when:
     query = "SELECT status, aborted, release_error FROM interaction WHERE request LIKE %s"
     (record,) = wait_for("the record", lambda: stand.headway.rows(query, f"%{questions[0]}%"))
     assert record == {"status": 499, "aborted": True, "release_error": False}
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stays"])
+def test_an_answer_is_complete_with_its_last_event(stand: Stand, leaves: bool) -> None:
+    """Clients leave at the last event, and some providers keep the connection open: neither is a failure."""
+    with asking(stand, "lingering", unique("stay"), stream=True) as connection:
+        came = b""
+        while b"[DONE]" not in came:
+            came += connection.recv(65536)
+        while not leaves and (piece := connection.recv(65536)):
+            came += piece
+            if came.endswith(b"0\r\n\r\n"):
+                break
+    assert b"error" not in came
+    answer_id = re.search(rb"x-headway-interaction: (\S+)", came)
+    assert answer_id is not None
+    record = stand.headway.interaction(answer_id[1].decode())
+    assert (record["status"], record["aborted"], record["error"]) == (200, False, None)
+    assert (record["input_tokens"], record["output_tokens"], record["finish_reason"]) == (1, 2, "stop")
 
 
 def resident_bytes(stand: Stand) -> list[int]:

@@ -267,12 +267,13 @@ class DataPlane:
 
     async def _route(self, scope: Message, receive: Receive, reply: _Reply) -> None:
         path, method = scope["path"], scope["method"]
+        wanted = "GET" if method == "HEAD" else method  # some load balancers ask so; the server sends no body then
         allowed = []
         for route_method, pattern, handler in self._routes:
             match = pattern.fullmatch(path)
             if match is None:
                 continue
-            if route_method != method:
+            if route_method != wanted:
                 allowed.append(route_method)
                 continue
             headers = dict(scope["headers"])

@@ -331,6 +331,8 @@ class Gateway:
                     if not begun:
                         await reply.begin(opened.answer.status, _EVENTS, exchange.headers)
                         begun = True
+                    if rewriter.ended:  # whoever has the last event may leave; the provider's connection ends later
+                        _note_end(interaction, opened, rewriter)
                     await reply.piece(data)
                 try:
                     data = rewriter.feed(await anext(opened.pieces))
@@ -342,10 +344,11 @@ class Gateway:
             if rest:
                 await reply.piece(rest)
             await reply.end()
-            interaction.status = opened.answer.status
-            if rewriter.error is not None:
-                interaction.error, interaction.release_error = "provider_error", True
+            _note_end(interaction, opened, rewriter)
         except (CallError, JunkError) as error:
+            if rewriter.ended:
+                await reply.end()
+                return
             interaction.attempt_errors += 1
             failure = _broken_off(opened.deployment.name, error)
             if not begun:
@@ -423,6 +426,13 @@ def cost_of(interaction: Interaction, prices: Prices | None) -> float | None:
     if prices is None or interaction.input_tokens is None:
         return None
     return prices.cost_usd(interaction.input_tokens, interaction.output_tokens or 0, interaction.cached_tokens or 0)
+
+
+def _note_end(interaction: Interaction, opened: Opened, rewriter: StreamRewriter) -> None:
+    """Record that the client has the whole stream."""
+    interaction.status, interaction.aborted = opened.answer.status, False
+    if rewriter.error is not None:
+        interaction.error, interaction.release_error = "provider_error", True
 
 
 def _broken_off(deployment: str, error: CallError | JunkError) -> ProviderError:

@@ -153,8 +153,8 @@ class ReleaseRenderer:
 class _Metadata(dict[str, Any]):
     """The request's metadata: a key that a client left out renders as nothing, as clients cannot be trusted."""
 
-    def __missing__(self, key: str) -> str:
-        return ""
+    def __missing__(self, key: str) -> jinja2.Undefined:
+        return jinja2.ChainableUndefined(name=key)  # so does what a template looks for below it
 
 
 def _rules(operation: Operation, parameters: Mapping[str, Any], overridable: frozenset[str]) -> list[_Rule]:

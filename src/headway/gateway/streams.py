@@ -37,6 +37,8 @@ class StreamRewriter(Protocol):
     """Rewrites one stream: fed with what comes, it gives what goes out."""
 
     saw_content: bool
+    ended: bool
+    """The client has been given the last event: it may leave."""
     error: str | None
 
     def feed(self, piece: bytes) -> bytes:
@@ -142,14 +144,14 @@ class ChatStream:
         self._events = _Events()
         self._spelling = _SPELLINGS[0]
         self._token = self._new = b""
-        self._complete = self._done = False
+        self._complete = self.ended = False
         self.saw_content = False
         self.error: str | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """Take what came and give the whole events in it, rewritten."""
         data = self._events.cut(piece)
-        if not data or self._done:
+        if not data or self.ended:
             return b""
         if not self.saw_content and _CONTENT.search(data):
             self.saw_content = True
@@ -185,13 +187,13 @@ class ChatStream:
         return b"".join(self._rewrite(event) for event in split_events(data))
 
     def _rewrite(self, event: bytes) -> bytes:
-        if self._done:
+        if self.ended:
             return b""  # Nobody reads behind the end.
         payload = payload_of(event)
         if payload is None:
             return event
         if payload.strip() == b"[DONE]":
-            self._complete = self._done = True
+            self._complete = self.ended = True
             return event
         try:
             chunk = _decode_chunk(payload)
@@ -303,7 +305,7 @@ class ResponsesStream:
         self._events = _Events()
         self._known: set[str] = set()
         self._tokens: list[tuple[bytes, bytes]] = []
-        self._complete = False
+        self.ended = False
         self.sequence_number = -1
         self.saw_content = False
         self.error: str | None = None
@@ -342,7 +344,7 @@ class ResponsesStream:
             body = decode_body(event.response)
             self._learn(body, bytes(event.response))
             if event.type in _FINAL:
-                self._complete = True
+                self.ended = True
                 note_body(self._interaction, body)
                 if self._keep:
                     self._final = self._replace(bytes(event.response))
@@ -350,7 +352,7 @@ class ResponsesStream:
                     self.error = "the provider reports that the response failed"
         if event.type == "error" or event.error is not None:
             self.error = (event.message or _error_text(event.error))[:500]
-            self._complete = True
+            self.ended = True
 
     def _learn(self, body: Body, response: bytes) -> None:
         if not body.id or body.id in self._known:
@@ -365,7 +367,7 @@ class ResponsesStream:
     def finish(self) -> bytes:
         """Take the end of the stream and give what is left; it must have come to a final event."""
         out = self._pass(self._events.rest())
-        if not self._complete:
+        if not self.ended:
             raise JunkError("the provider ended the stream before the response was complete")
         return out
 
