@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -89,5 +90,14 @@ def create_database(postgres_url: str, name: str, template: str = "template0") -
 
 
 def drop_database(postgres_url: str, name: str) -> None:
+    drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+    deadline = time.monotonic() + 30
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        while True:
+            try:
+                connection.execute(drop)
+            except psycopg.errors.InsufficientPrivilege:  # autovacuum is in it, the server's own: it soon leaves
+                assert time.monotonic() < deadline, f"{name} cannot be dropped"
+                time.sleep(0.1)
+            else:
+                return

@@ -79,8 +79,9 @@ def test_the_cpu_of_a_tree_never_falls_while_children_end(tmp_path: Path) -> Non
             return bool(read_burnt(process))
 
         process.wait_until(read, 20, "the burner")
-    # A child's nanoseconds become ticks of 10 ms, user and system apart, when its parent reaps it.
-    assert all(later >= earlier - 0.021 for earlier, later in itertools.pairwise(readings))
+    # A child's nanoseconds become ticks of 10 ms, user and system apart, when its parent reaps it; a reading in the
+    # very moment that a child ends may miss that one, and no more.
+    assert all(later >= earlier - 0.05 - 0.021 for earlier, later in itertools.pairwise(readings))
     assert readings[-1] > 0.2
 
 
