@@ -16,7 +16,7 @@ from granian.server import Server
 from headway.clock import SystemClock
 from headway.config.logs import configure_logs, granian_logging
 from headway.config.settings import Settings, load_settings
-from headway.runtime.worker import CLOSING_SECONDS, Worker, hold_stop_signals
+from headway.runtime.worker import CLOSING_SECONDS, Worker, heed_stop_signals, hold_stop_signals
 
 PLANES = ("data", "control")
 _PARENT_POLL_SECONDS = 0.5
@@ -78,6 +78,7 @@ def main(plane: str) -> None:
     """Serve a plane until SIGTERM, or until the supervisor is gone."""
     settings = load_settings()
     configure_logs(settings)
+    os.register_at_fork(before=hold_stop_signals, after_in_parent=heed_stop_signals)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     make_server(plane, settings).serve()
 

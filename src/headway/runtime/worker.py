@@ -28,9 +28,14 @@ Application = Callable[[Message, Any, Any], Awaitable[None]]
 def hold_stop_signals() -> None:
     """Let a signal to stop wait until the worker has started; Granian would lose it before, and kill the worker later.
 
-    To be called as soon as the process is there.
+    To be called before the process is there: a forked worker begins with the signals that its parent held.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+
+def heed_stop_signals() -> None:
+    """Let signals to stop, those that waited too, come through."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 class Service(Protocol):
@@ -83,9 +88,9 @@ class Worker:
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
         await send({"type": "lifespan.startup.complete"})
-        # The loop gets to it once Granian serves, and so listens.
+        # The loop stops now, and runs again once Granian serves; a moment later Granian listens.
         loop = asyncio.get_running_loop()
-        loop.call_later(_SETTLED_SECONDS, self._heed_signals, loop)
+        loop.call_later(_SETTLED_SECONDS, loop.call_later, _SETTLED_SECONDS, self._heed_signals, loop)
         await receive()
         watch.cancel()
         await self._service.close()
@@ -94,7 +99,7 @@ class Worker:
     def _heed_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         # Granian has one handler for both signals: SIGTERM starts the clock here, and reaches Granian as SIGINT.
         loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        heed_stop_signals()
 
     def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let requests in flight finish; those that take too long are cut off, and recorded, before the end."""
