@@ -31,11 +31,11 @@ _LATENCY = VALUE_METRICS.index(LATENCY)
 
 
 class ExposureKey(NamedTuple):
-    """What counts belong to: rollout, stage and arm at assignment, and the Unix hour of it."""
+    """What counts belong to: rollout, stage and arm at assignment, and the Unix second its exposure period begins at."""
 
     rollout: int
     stage: int
-    hour: int
+    period: int
     arm: int
 
 
@@ -169,7 +169,7 @@ class Exposures:
         """
         groups: dict[tuple[int, int, int, int], list[int]] = {}
         for index, each in enumerate(self._interactions):
-            key = (each.rollout, each.stage, int.from_bytes(each.id[:6], "big") // _HOUR_MS, each.arm)
+            key = (each.rollout, each.stage, int.from_bytes(each.id[:6], "big") // _HOUR_MS * 3600, each.arm)
             group = groups.get(key)
             if group is None:
                 groups[key] = [index]

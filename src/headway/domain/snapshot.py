@@ -27,10 +27,28 @@ class ReleaseRoute(msgspec.Struct, frozen=True):
     deployments: tuple[Deployment, ...]
 
 
+class ShadowRoute(msgspec.Struct, frozen=True):
+    """The shadow stage: this part of the requests (0 to 1) is mirrored to the candidate after its answer has gone out.
+
+    ``paused`` stops the mirroring: the rollout is paused, or its budget is used up.
+    """
+
+    sample: float
+    paused: bool = False
+
+
 class RolloutRoute(msgspec.Struct, frozen=True):
     """A running rollout: units below ``share`` (0 to 1) go to the candidate.
 
-    ``kind`` is a ``headway.ids.Kind``: how interactions that it assigns are booked.
+    Attributes:
+        number: Number of the rollout.
+        candidate: Number of the candidate release.
+        salt: Decides which units go first.
+        stage: Stratum that interactions are booked under; 0 in the shadow stage.
+        share: The candidate's.
+        kind: A ``headway.ids.Kind``: how interactions that it assigns are booked.
+        shadow: In the shadow stage: what is mirrored.
+        stable_when_lost: A gateway that is cut off from the controller serves stable; else it keeps the share.
     """
 
     number: int
@@ -39,6 +57,8 @@ class RolloutRoute(msgspec.Struct, frozen=True):
     stage: int
     share: float
     kind: int
+    shadow: ShadowRoute | None = None
+    stable_when_lost: bool = False
 
 
 class ApplicationRoute(msgspec.Struct, frozen=True):

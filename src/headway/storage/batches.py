@@ -62,8 +62,8 @@ _ADVANCE_UNITS = _composed(
     " OR s.latency_bins[1] < given.stable_bin OR s.latency_bins[2] < given.candidate_bin)"
 )
 _INSERT_EVIDENCE = (
-    "INSERT INTO evidence (rollout, stage, hour, arm, counts) SELECT (e->>0)::int, (e->>1)::int,"
-    " to_timestamp((e->>2)::bigint * 3600), (e->>3)::smallint, e->4 FROM jsonb_array_elements(%s::jsonb) AS e"
+    "INSERT INTO evidence (rollout, stage, period, arm, counts) SELECT (e->>0)::int, (e->>1)::int,"
+    " to_timestamp((e->>2)::bigint), (e->>3)::smallint, e->4 FROM jsonb_array_elements(%s::jsonb) AS e"
 )
 # Last, and sorted: every batch of a key needs its row, and holds it until the commit.
 _ADD_USAGE = (

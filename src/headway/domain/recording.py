@@ -1,0 +1,92 @@
+"""What a rollout is measured by, frozen at its start: terms, baselines, and what the recorder must count for them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from headway.domain.metric import FeedbackMetric
+from headway.domain.policy import Policy
+from headway.domain.snapshot import Unit
+
+
+class MetricBaseline(msgspec.Struct, frozen=True):
+    """The stable release's level of a metric before the rollout.
+
+    Attributes:
+        observations: Interactions, or raters, that it comes from; 0 for a declared one.
+        level: Rate (0 to 1), mean in the metric's unit, or quantile in milliseconds, by the kind of metric.
+        limit: Of positive values: their 99.9th percentile, where they are cut off.
+        unit_variance: s0^2 of F6: the variance of a bucket's ratio, measured on windows of at most 24 hours.
+        bucket_interactions: Interactions per bucket in those windows; s0^2 is scaled by it.
+    """
+
+    observations: int
+    level: float
+    limit: float | None = None
+    unit_variance: float | None = None
+    bucket_interactions: float | None = None
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """What the stable release was like before the rollout; never evidence.
+
+    Attributes:
+        interactions: How many it comes from.
+        metrics: By name of the metric; what could not be observed is left out.
+    """
+
+    interactions: int = 0
+    metrics: dict[str, MetricBaseline] = {}
+
+
+class SlowTest(msgspec.Struct, frozen=True):
+    """An event made of thresholds: an interaction slower than its arm's threshold (statistics, F5).
+
+    Attributes:
+        name: Name of the event in ``Counts.events``: ``latency_p95:harm``, ``latency_p95:0.05`` (to enter that share).
+        value: The value metric: ``latency`` or ``first_token``.
+        stable_bin: A stable interaction is slow in a log-histogram bin above this.
+        candidate_bin: The same of a candidate's.
+    """
+
+    name: str
+    value: str
+    stable_bin: int
+    candidate_bin: int
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """What the recorder must know of a rollout to count its interactions.
+
+    Attributes:
+        period_seconds: Exposure periods; see ``Policy.period_seconds``.
+        slow: Events made of thresholds.
+        limits: Where values are cut off, in the value metric's small unit, by its name.
+    """
+
+    period_seconds: int = 3600
+    slow: tuple[SlowTest, ...] = ()
+    limits: dict[str, int] = {}
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What a rollout is decided by.
+
+    Attributes:
+        policy: Its policy.
+        unit: What is assigned to an arm.
+        feedback: The feedback metrics that the policy's rules name.
+        baseline: Of the stable release; empty in the state ``baseline``.
+        recording: What follows from the two for the recorder.
+    """
+
+    policy: Policy
+    unit: Unit
+    feedback: dict[str, FeedbackMetric]
+    baseline: Baseline = Baseline()
+    recording: Recording = Recording()
+
+
+def plan_recording(policy: Policy, baseline: Baseline) -> Recording:
+    """Say what the recorder must count: thresholds on edges of the log-histogram, limits in small units."""
+    raise NotImplementedError
