@@ -6,11 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from headway.domain.metric import Direction
+from headway.domain.metric import Direction, Form, Method
 
 Role = Literal["goal", "guardrail"]
-Form = Literal["points", "ratio"]
-Method = Literal["two_sample", "event_ratio", "betting", "normal_mixture", "slow_calls"]
 Require = Literal["non_inferior", "superior"]
 
 
