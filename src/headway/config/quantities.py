@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
+from headway.domain.display import format_share as format_share  # beside its inverse, for those who read and write
+
 _DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 _SHARE = re.compile(r"(\d{1,4}(?:\.\d{1,9})?)\s*(%?)", re.ASCII)
@@ -63,13 +65,3 @@ def parse_share(text: str) -> float:
         meant = f"{number.normalize():f}% or 100%" if number < 100 else "100%"
         raise ValueError(f"{text.strip()} is not clear: write {meant}")
     return float(number)
-
-
-def format_share(share: float) -> str:
-    """Write a share as a percentage without needless digits.
-
-    Example:
-        >>> format_share(0.125)
-        '12.5%'
-    """
-    return f"{(Decimal(repr(float(share))) * 100).normalize():f}%"
