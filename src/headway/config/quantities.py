@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from headway.domain.display import format_share as format_share  # beside its inverse, for those who read and write
+from headway.domain.display import format_share
+
+__all__ = ["format_duration", "format_share", "parse_duration", "parse_share"]
 
 _DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
