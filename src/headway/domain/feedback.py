@@ -91,12 +91,25 @@ class Feedback(msgspec.Struct, frozen=True, tag="feedback"):
 
 
 class LinkedInteraction(msgspec.Struct, frozen=True):
-    """An interaction that a report names: its id as issued, its UUID, its release and when it began."""
+    """An interaction that a report names.
+
+    Attributes:
+        interaction_id: As it was issued.
+        uuid: 16 bytes.
+        release, rollout, stage, arm, kind, unit: As in ``headway.ids.InteractionId``; of a report that was spooled by
+            an older Headway no more than the release.
+        exposed_unix_ms: When it began.
+    """
 
     interaction_id: str
     uuid: bytes
     release: int
     exposed_unix_ms: int
+    rollout: int = 0
+    stage: int = 0
+    arm: int = 0
+    kind: int = 0
+    unit: bytes = b""
 
 
 class Report(msgspec.Struct, frozen=True, tag="report"):

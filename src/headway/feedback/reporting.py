@@ -110,7 +110,17 @@ class ReportIntake:
             author=f"key:{key.number}",
             key=key.number,
             interactions=tuple(
-                LinkedInteraction(text, interaction.uuid, interaction.release, interaction.unix_ms)
+                LinkedInteraction(
+                    interaction_id=text,
+                    uuid=interaction.uuid,
+                    release=interaction.release,
+                    exposed_unix_ms=interaction.unix_ms,
+                    rollout=interaction.rollout,
+                    stage=interaction.stage,
+                    arm=interaction.arm,
+                    kind=interaction.kind,
+                    unit=interaction.unit,
+                )
                 for text, interaction, _ in found
             ),
         )

@@ -14,6 +14,7 @@ from headway.clock import utc
 from headway.domain.feedback import Attribution, Feedback
 from headway.errors import LimitError
 from headway.ids import Kind
+from headway.storage import ratings
 from headway.storage.database import Connection
 from headway.storage.paging import Condition, Listing
 
@@ -65,7 +66,7 @@ async def keep(connection: Connection, feedback: Feedback, *, revisions: int | N
     """Append a value, unless the author's current value is equal; the value accepted last is the current one.
 
     Whatever arrives together or late, in any order, and however often: there is one current value per target, metric
-    and author, and each accepted value is there once.
+    and author, and each accepted value is there once. What it means for a running rollout is kept along.
 
     Args:
         connection: Of a transaction.
@@ -82,12 +83,15 @@ async def keep(connection: Connection, feedback: Feedback, *, revisions: int | N
     current = await _first(connection, _CURRENT, row)
     value = (feedback.number, feedback.text, feedback.comment, feedback.correction, feedback.source)
     if current is not None and current[1:] == value:
+        # Said again of what may be another exposure by now: a conversation goes on.
+        await ratings.note_feedback(connection, feedback, current[0])
         return Kept(current[0], new=False)
     if revisions is not None:
         await _check_room(connection, feedback, revisions)
     following = await _first(connection, _NEXT, row)  # a later value may have been faster: then this one is history
     await connection.execute(_SUPERSEDE, row)
     await connection.execute(_INSERT, {**row, "superseded_at": following and following[0]})
+    await ratings.note_feedback(connection, feedback, row["id"])
     return Kept(row["id"], new=True)
 
 

@@ -13,6 +13,7 @@ from psycopg.rows import dict_row
 from headway.clock import utc
 from headway.domain.feedback import NEXT_STATUSES, Report, ReportStatus, Severity
 from headway.errors import ConflictError, LimitError, NotFoundError
+from headway.storage import ratings
 from headway.storage.database import Connection
 from headway.storage.paging import Condition, Listing
 
@@ -53,7 +54,7 @@ class Change:
 
 
 async def insert(connection: Connection, report: Report) -> bool:
-    """Insert a report with what it links to; False when it is there already."""
+    """Insert a report with what it links to and means for running rollouts; False when it is there already."""
     own = uuid.UUID(bytes=report.id)
     at = utc(report.unix_ms)
     cursor = await connection.execute(
@@ -72,6 +73,7 @@ async def insert(connection: Connection, report: Report) -> bool:
                 for link in report.interactions
             ],
         )
+    await ratings.note_report(connection, report.interactions)
     return True
 
 
