@@ -53,7 +53,8 @@ async def set_share(
 
     Raises:
         NotFoundError: No such application or release.
-        ConflictError: Another candidate is being rolled out, or the release is the stable one.
+        ConflictError: Another candidate is being rolled out, or a policy sets the share, or the release is the stable
+            one.
         InvalidRequestError: The share is not from 0 to 1.
     """
     if not 0 <= share <= 1 or math.isnan(share):
@@ -61,6 +62,7 @@ async def set_share(
     target = await find_application(connection, application, lock=True)
     candidate = await find_release(connection, application, release)
     rollout = await active_rollout(connection, application)
+    _refuse_staged(rollout)
     _refuse_stable(target, candidate, rollout)
     step = Step(share, author, reason)
     if rollout is None:
@@ -85,6 +87,16 @@ async def set_share(
     )
     number = await routing.publish(connection)
     return replace(change, snapshot=number)
+
+
+def _refuse_staged(rollout: Rollout | None) -> None:
+    if rollout is None or rollout.terms is None:
+        return
+    raise ConflictError(
+        f"{rollout.application} is being rolled out to {rollout.candidate} under the policy {rollout.policy}, which sets"
+        f" the share: `headway rollout show {rollout.application}` says where it stands; `headway rollout advance`,"
+        " `promote` and `rollback` overrule it"
+    )
 
 
 def _refuse_stable(application: Application, release: Release, rollout: Rollout | None) -> None:

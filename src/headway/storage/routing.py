@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 
 from headway.domain.metric import FeedbackMetric
+from headway.domain.policy import ShadowRule
 from headway.domain.release import Bundle, Deployment
 from headway.domain.snapshot import (
     ApplicationRoute,
     KeyRoute,
     ReleaseRoute,
     RolloutRoute,
+    ShadowRoute,
     SigningKeys,
     Snapshot,
     decode_snapshot,
@@ -202,13 +204,40 @@ async def _applications(connection: Connection, releases: dict[int, ReleaseRoute
 
 
 async def _rollouts(connection: Connection) -> dict[int, RolloutRoute]:
+    """Read the running rollouts; one that is still collecting its baseline is not routed, and has no stage yet."""
     cursor = await connection.execute(
-        "SELECT application_id, id, candidate_release, salt, stage, share, kind FROM rollout WHERE ended_at IS NULL"
+        """
+        SELECT o.application_id, o.id, o.candidate_release, o.salt, o.stage, o.share, o.kind, o.state, o.shadow_usd,
+               s.phase, o.terms->'policy'->'shadow' AS shadow, o.terms->'policy'->>'on_lost_control'
+        FROM rollout o LEFT JOIN rollout_stage s ON s.rollout_id = o.id AND s.stage = o.stage
+        WHERE o.ended_at IS NULL AND (o.terms IS NULL OR s.stage IS NOT NULL)
+        """
     )
     return {
-        application: RolloutRoute(number=number, candidate=candidate, salt=salt, stage=stage, share=share, kind=kind)
-        async for application, number, candidate, salt, stage, share, kind in cursor
-    }
+        application: RolloutRoute(
+            number=number,
+            candidate=candidate,
+            salt=salt,
+            stage=stage,
+            share=share,
+            kind=kind,
+            shadow=_shadow(shadow, spent_usd, paused=state == "paused") if phase == "shadow" else None,
+            stable_when_lost=on_lost_control == "stable",
+        )
+        async for (
+            application, number, candidate, salt, stage, share, kind, state, spent_usd, phase, shadow, on_lost_control
+        ) in cursor
+    }  # fmt: skip
+
+
+def _shadow(given: object, spent_usd: float, *, paused: bool) -> ShadowRoute:
+    rule = msgspec.convert(given, ShadowRule)
+    return ShadowRoute(rule.sample, paused or is_used_up(rule, spent_usd))
+
+
+def is_used_up(rule: ShadowRule, spent_usd: float) -> bool:
+    """Say whether mirrored answers have cost as much as they may."""
+    return rule.budget_usd is not None and spent_usd >= rule.budget_usd
 
 
 async def _keys(connection: Connection) -> tuple[dict[str, KeyRoute], tuple[str, ...]]:

@@ -170,4 +170,4 @@ async def test_many_make_the_same_day_at_once_and_wait_for_no_reader(database: D
             " ORDER BY 1"
         )
         indexes = [name for (name,) in await cursor.fetchall()]
-    assert indexes == ["interaction_conversation", "interaction_pkey", "interaction_release"]
+    assert indexes == ["interaction_conversation", "interaction_mirror_of", "interaction_pkey", "interaction_release"]

@@ -7,7 +7,8 @@ ALTER TABLE rollout
     ADD COLUMN books    bytea,                          -- headway.domain.books.Books: follows from the blocks, and what is open
     ADD COLUMN restarts integer NOT NULL DEFAULT 0,     -- earlier rollouts of this candidate that were rolled back
     ADD COLUMN started_by text NOT NULL DEFAULT '',
-    ADD COLUMN shadow_usd double precision NOT NULL DEFAULT 0;  -- what mirrored answers have cost
+    ADD COLUMN shadow_usd double precision NOT NULL DEFAULT 0,  -- what mirrored answers have cost
+    ADD COLUMN models   jsonb NOT NULL DEFAULT '{}';    -- what providers called themselves: headway.storage.sightings
 COMMENT ON COLUMN rollout.state IS 'running (manual) | headway.domain.rollout.State';
 
 ALTER TABLE rollout_stage
@@ -39,6 +40,8 @@ CREATE TABLE decision (
     reason      text NOT NULL,
     message     text NOT NULL,
     metric      text,
+    command     text,                   -- headway.domain.rollout.Command; null: the controller decided
+    words       text NOT NULL DEFAULT '',   -- of the person who asked
     before      jsonb NOT NULL,         -- headway.domain.rollout.Status
     after       jsonb NOT NULL,
     assessment  jsonb,                  -- headway.domain.assessment.Assessment; null where nothing was assessed
