@@ -6,32 +6,49 @@ add up to the same in whatever order batches come; only who had a first event de
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from operator import mul
+from dataclasses import dataclass
+from operator import attrgetter, mul
 from typing import NamedTuple
 
 import msgspec
 
 from headway.domain.interaction import Interaction
-from headway.domain.metric import EVENT_METRICS, LATENCY, VALUE_METRICS, ValueMetric
+from headway.domain.metric import EVENT_METRICS, FIRST_TOKEN, LATENCY, VALUE_METRICS, ValueMetric
+from headway.domain.recording import Recording
 from headway.ids import Kind
-from headway.stats.histogram import log_histogram_bins
+from headway.stats.histogram import log_histogram_bin, log_histogram_bins
 
 BUCKETS = 256
 """Hash buckets of units, for variances that respect repeated use (statistics, F6)."""
 NO_BIN = -32_768
-"""Latency bin of an arm that a unit has not met."""
+"""Bin of what was not observed."""
 FAILED_BIN = 32_767
-"""Latency bin of a failed interaction: a failed request is slow."""
+"""Bin of a failed interaction: a failed request is slow."""
 
-_HOUR_MS = 3_600_000
 _LARGEST = 1e15  # a value above is a provider's nonsense, and left out
-_EVIDENCE_KINDS = frozenset((Kind.RANDOMISED, Kind.MANUAL))  # booking rule 1
-_LATENCY = VALUE_METRICS.index(LATENCY)
+_ASSIGNED = frozenset((Kind.RANDOMISED, Kind.MANUAL, Kind.HOLDBACK))  # booking rule 1
+_TIMES = (LATENCY, FIRST_TOKEN)  # the order of UnitState.bins
+_TIME_PLACES = tuple(VALUE_METRICS.index(metric) for metric in _TIMES)
+_EVENT_BITS = (1 << len(EVENT_METRICS)) - 1
+_ERROR_BIT = 1 << [metric.name for metric in EVENT_METRICS].index("error_rate")
+_UNSAFE_BITS = sum(
+    1 << place for place, metric in enumerate(EVENT_METRICS) if metric.name in ("refusal_rate", "content_filter_rate")
+)
+_PROVIDER = attrgetter("deployment", "provider_model", "provider_fingerprint")
+_PROVIDER_CHARACTERS = 200
 
 
 class ExposureKey(NamedTuple):
-    """What counts belong to: rollout, stage and arm at assignment, and the Unix second its exposure period begins at."""
+    """What counts belong to.
+
+    Attributes:
+        rollout: Number of the rollout.
+        stage: Stage at assignment; 0 is the shadow stage.
+        period: Unix second at which its exposure period begins.
+        arm: Arm at assignment.
+    """
 
     rollout: int
     stage: int
@@ -49,26 +66,20 @@ class UnitState(msgspec.Struct):
     Attributes:
         arm, stage, first_unix_ms: Of its first exposure.
         events: Which events it has had under either arm: bit i is ``EVENT_METRICS[i]``.
-        stable_bin, candidate_bin: Highest log-histogram bin of its latency under each arm.
+        bins: Highest log-histogram bins: of latency under stable and under the candidate, and of the first token under
+            the two. Only bins above one of the arm's thresholds are kept, so that rows seldom change.
     """
 
     arm: int
     stage: int
     first_unix_ms: int
     events: int = 0
-    stable_bin: int = NO_BIN
-    candidate_bin: int = NO_BIN
+    bins: tuple[int, int, int, int] = (NO_BIN, NO_BIN, NO_BIN, NO_BIN)
 
     def add(self, later: UnitState) -> UnitState:
         """Give the state after a later batch."""
-        return UnitState(
-            self.arm,
-            self.stage,
-            self.first_unix_ms,
-            self.events | later.events,
-            max(self.stable_bin, later.stable_bin),
-            max(self.candidate_bin, later.candidate_bin),
-        )
+        a, b, c, d = map(max, self.bins, later.bins)
+        return UnitState(self.arm, self.stage, self.first_unix_ms, self.events | later.events, (a, b, c, d))
 
 
 class EventCounts(msgspec.Struct, array_like=True):
@@ -88,7 +99,7 @@ class EventCounts(msgspec.Struct, array_like=True):
 
 
 class ValueCounts(msgspec.Struct, array_like=True):
-    """Sums of one value metric, in its own small unit (``ValueMetric.per_unit``).
+    """Sums of one value metric, in its own small unit (``ValueMetric.per_unit``), cut off at ``Recording.limits``.
 
     Attributes:
         count: Interactions that have the value.
@@ -110,17 +121,21 @@ class Counts(msgspec.Struct):
 
     Attributes:
         interactions: How many.
-        units: Units whose first exposure in the rollout is among them (sample ratio).
+        units: Units whose first exposure in the rollout is among them (sample ratio); none in the shadow stage.
+        unsafe: Interactions that were refused or filtered.
         buckets: ``interactions`` by bucket of units; empty buckets are left out.
-        events: By name of the event metric.
+        events: By name of the event metric, or of the slow test (``Recording.slow``).
         values: By name of the value metric.
+        providers: What answered, sorted: deployment, model and fingerprint as the provider names them.
     """
 
     interactions: int = 0
     units: int = 0
+    unsafe: int = 0
     buckets: dict[int, int] = {}
     events: dict[str, EventCounts] = {}
     values: dict[str, ValueCounts] = {}
+    providers: tuple[str, ...] = ()
 
 
 def bucket(unit: bytes) -> int:
@@ -128,14 +143,82 @@ def bucket(unit: bytes) -> int:
     return unit[-1]
 
 
-class Exposures:
-    """The interactions of a batch that are evidence, in their order, each metric read once."""
+@dataclass(frozen=True, slots=True)
+class _Ladder:
+    """The thresholds of one time under one arm, rising, and which slow tests lie below each."""
 
-    def __init__(self, interactions: Iterable[Interaction]) -> None:
-        counted = [each for each in interactions if each.rollout > 0 and each.kind in _EVIDENCE_KINDS]
+    edges: list[int]
+    bits: list[int]
+
+    def slow(self, reached: int) -> int:
+        """Give the slow tests that count an interaction in this bin as slow, as bits."""
+        return self.bits[bisect_left(self.edges, reached)]
+
+
+class _Plan:
+    """What a recording means for counting; slow tests take the bits above those of the event metrics."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.period_seconds = recording.period_seconds
+        self.limits = recording.limits
+        self.names = [metric.name for metric in EVENT_METRICS] + [test.name for test in recording.slow]
+        numbered = [*enumerate(recording.slow, len(EVENT_METRICS))]
+        self.ladders: list[tuple[_Ladder, _Ladder] | None] = []
+        self.unobserved: list[int] = []
+        for metric in _TIMES:
+            own = [(1 << bit, test) for bit, test in numbered if test.value == metric.name]
+            stable = _ladder([(test.stable_bin, bit) for bit, test in own])
+            candidate = _ladder([(test.candidate_bin, bit) for bit, test in own])
+            self.ladders.append((stable, candidate) if own else None)
+            self.unobserved.append(sum(bit for bit, _ in own))
+
+    def slow_before(self, bins: Sequence[int]) -> int:
+        """Give the slow tests that a unit has failed under either arm, as bits."""
+        found = 0
+        for place, pair in enumerate(self.ladders):
+            if pair is not None:
+                found |= pair[0].slow(bins[2 * place]) | pair[1].slow(bins[2 * place + 1])
+        return found
+
+
+def _ladder(steps: Sequence[tuple[int, int]]) -> _Ladder:
+    edges, bits = [], [0]
+    for edge, bit in sorted(steps):
+        edges.append(edge)
+        bits.append(bits[-1] | bit)
+    return _Ladder(edges, bits)
+
+
+class Exposures:
+    """The interactions of a batch that are evidence, in their order, each metric read once.
+
+    Mirrored interactions, and those of callers in the shadow stage, count as units of their own.
+    """
+
+    def __init__(self, interactions: Iterable[Interaction], recordings: Mapping[int, Recording]) -> None:
+        """Read a batch.
+
+        Args:
+            interactions: The batch.
+            recordings: Of the rollouts in it; a rollout without one has no slow tests, no limits and hours as periods.
+        """
+        counted = [
+            each
+            for each in interactions
+            if each.rollout > 0 and (each.kind in _ASSIGNED or (each.kind == Kind.SHADOW and each.stage == 0))
+        ]
         self._interactions = counted
-        self._events = _events(counted)
+        self._plans = {
+            rollout: _Plan(recordings.get(rollout) or Recording()) for rollout in {each.rollout for each in counted}
+        }
+        self._happened = _events(counted)
         self._values = [_read_values(metric, counted) for metric in VALUE_METRICS]
+        self._reached = [self._reach(place) for place in range(len(_TIMES))]
+        self._blocked = [0] * len(counted)
+        for place, reached in enumerate(self._reached):
+            if reached:
+                self._note_slow(place, reached)
+        self._cut_values()
 
     def states(self) -> dict[UnitKey, UnitState]:
         """Say what the batch adds to the states of its units (``UnitState.add``).
@@ -144,91 +227,142 @@ class Exposures:
         unit comes once and needs no state.
         """
         states: dict[UnitKey, UnitState] = {}
-        _, latency_bins = self._values[_LATENCY]
-        for each, happened, reached in zip(self._interactions, self._events, latency_bins, strict=True):
-            if each.own_unit:
+        for index, (each, happened) in enumerate(zip(self._interactions, self._happened, strict=True)):
+            if each.own_unit or each.stage == 0:
                 continue
             unit = (each.rollout, each.unit)
             state = states.get(unit)
             if state is None:
                 state = states[unit] = UnitState(each.arm, each.stage, each.unix_ms)
             if happened:
-                state.events |= happened
-            slowest = FAILED_BIN if each.release_error else reached
-            if each.arm:
-                state.candidate_bin = max(state.candidate_bin, slowest)
-            else:
-                state.stable_bin = max(state.stable_bin, slowest)
+                state.events |= happened & _EVENT_BITS
+                if happened > _EVENT_BITS:
+                    state.bins = self._raise(state.bins, index)
         return states
 
-    def counts(self, known: Mapping[UnitKey, int]) -> dict[ExposureKey, Counts]:
+    def counts(self, known: Mapping[UnitKey, UnitState]) -> dict[ExposureKey, Counts]:
         """Count the batch by exposure key.
 
         Args:
-            known: Events (bits) so far of those units that the rollout has met before; all others are new to it.
+            known: States so far of those units that the rollout has met before; all others are new to it.
         """
         groups: dict[tuple[int, int, int, int], list[int]] = {}
+        plans = self._plans
         for index, each in enumerate(self._interactions):
-            key = (each.rollout, each.stage, int.from_bytes(each.id[:6], "big") // _HOUR_MS * 3600, each.arm)
+            length_ms = plans[each.rollout].period_seconds * 1000
+            began_ms = int.from_bytes(each.id[:6], "big")
+            key = (each.rollout, each.stage, (began_ms - began_ms % length_ms) // 1000, each.arm)
             group = groups.get(key)
             if group is None:
                 groups[key] = [index]
             else:
                 group.append(index)
         had, is_new = self._histories(known)
-        return {ExposureKey(*key): self._count(group, had, is_new) for key, group in groups.items()}
+        return {ExposureKey(*key): self._count(plans[key[0]], group, had, is_new) for key, group in groups.items()}
 
-    def _count(self, group: Sequence[int], had: Sequence[int], is_new: Sequence[bool]) -> Counts:
-        cells = [self._interactions[index].unit[-1] for index in group]
+    def _count(self, plan: _Plan, group: Sequence[int], had: Sequence[int], is_new: Sequence[bool]) -> Counts:
+        interactions = [self._interactions[index] for index in group]
+        cells = [each.unit[-1] for each in interactions]
+        happened = [self._happened[index] for index in group]
         return Counts(
             interactions=len(group),
             units=sum([is_new[index] for index in group]),
+            unsafe=sum([1 for bits in happened if bits & _UNSAFE_BITS]) if any(happened) else 0,
             buckets=_tally(cells),
-            events=_count_events([self._events[index] for index in group], [had[index] for index in group], cells),
+            events=_count_events(plan.names, happened, [had[index] for index in group], cells),
             values={
                 metric.name: _count_values(exact, bins, group, cells)
                 for metric, (exact, bins) in zip(VALUE_METRICS, self._values, strict=True)
             },
+            providers=_providers(interactions),
         )
 
-    def _histories(self, known: Mapping[UnitKey, int]) -> tuple[list[int], list[bool]]:
-        """Give, for each interaction, the events that its unit had had before, and whether its unit is new."""
-        had: list[int] = []
+    def _histories(self, known: Mapping[UnitKey, UnitState]) -> tuple[list[int], list[bool]]:
+        """Give, for each interaction, the events that it is not at risk of, as bits, and whether its unit is new."""
+        blocked: list[int] = []
         is_new: list[bool] = []
         met: dict[UnitKey, int] = {}
-        for each, happened in zip(self._interactions, self._events, strict=True):
-            if each.own_unit:
-                had.append(0)
-                is_new.append(True)
+        for each, happened, unobserved in zip(self._interactions, self._happened, self._blocked, strict=True):
+            if each.own_unit or each.stage == 0:
+                blocked.append(unobserved)
+                is_new.append(each.stage > 0)
                 continue
             unit = (each.rollout, each.unit)
             before = met.get(unit)
             if before is not None:
                 is_new.append(False)
             else:
-                before = known.get(unit)
-                is_new.append(before is None)
-                before = before or 0
-            had.append(before)
+                state = known.get(unit)
+                is_new.append(state is None)
+                before = 0 if state is None else state.events | self._plans[each.rollout].slow_before(state.bins)
+            blocked.append(before | unobserved)
             met[unit] = before | happened
-        return had, is_new
+        return blocked, is_new
+
+    def _reach(self, place: int) -> list[int]:
+        """Give the bin that each interaction reached in a time; nothing where no rollout has a test of it."""
+        if all(plan.ladders[place] is None for plan in self._plans.values()):
+            return []
+        # Of a copy: the histogram keeps to answers.
+        reached = list(self._values[_TIME_PLACES[place]][1])
+        for index, (edge, happened) in enumerate(zip(reached, self._happened, strict=True)):
+            if edge == NO_BIN or happened & _ERROR_BIT:
+                reached[index] = _waited(_TIMES[place], self._interactions[index], edge)
+        return reached
+
+    def _note_slow(self, place: int, reached: Sequence[int]) -> None:
+        """Add slow tests to what happened, and those of what was not observed to what is not at risk."""
+        for index, (each, edge) in enumerate(zip(self._interactions, reached, strict=True)):
+            plan = self._plans[each.rollout]
+            pair = plan.ladders[place]
+            if pair is None:
+                continue
+            ladder = pair[each.arm]
+            if edge == NO_BIN:
+                self._blocked[index] |= plan.unobserved[place]
+            elif edge > ladder.edges[0]:
+                self._happened[index] |= ladder.slow(edge)
+
+    def _raise(self, bins: tuple[int, int, int, int], index: int) -> tuple[int, int, int, int]:
+        """Give a unit's highest bins after an interaction that was slow."""
+        each = self._interactions[index]
+        higher = list(bins)
+        for place, pair in enumerate(self._plans[each.rollout].ladders):
+            if pair is not None and self._reached[place][index] > pair[each.arm].edges[0]:
+                spot = 2 * place + each.arm
+                higher[spot] = max(higher[spot], self._reached[place][index])
+        return higher[0], higher[1], higher[2], higher[3]
+
+    def _cut_values(self) -> None:
+        """Cut values off at the limits of their rollouts."""
+        for rollout, plan in self._plans.items():
+            for metric, (exact, _) in zip(VALUE_METRICS, self._values, strict=True):
+                limit = plan.limits.get(metric.name)
+                if limit is None or max(exact) <= limit:
+                    continue
+                for index, each in enumerate(self._interactions):
+                    if each.rollout == rollout and exact[index] > limit:
+                        exact[index] = limit
 
 
 def fold(
-    interactions: Iterable[Interaction], states: Mapping[UnitKey, UnitState]
+    interactions: Iterable[Interaction],
+    states: Mapping[UnitKey, UnitState],
+    recordings: Mapping[int, Recording] | None = None,
 ) -> tuple[dict[ExposureKey, Counts], dict[UnitKey, UnitState]]:
     """Count a batch, in its order: what storage does with the rows of ``unit_state``, without the database.
 
     Args:
         interactions: The batch; what is no evidence is passed over.
         states: States of those of its units that the rollout has met before.
+        recordings: Of its rollouts, see ``Exposures``.
 
     Returns:
         Counts by exposure key, and the states of the batch's units after it.
     """
-    exposures = Exposures(interactions)
+    exposures = Exposures(interactions, recordings or {})
     added = exposures.states()
-    counts = exposures.counts({unit: states[unit].events for unit in added.keys() & states.keys()})
+    counts = exposures.counts({unit: states[unit] for unit in added.keys() & states.keys()})
     return counts, {unit: states[unit].add(state) if unit in states else state for unit, state in added.items()}
 
 
@@ -237,6 +371,7 @@ def merge(one: Counts, other: Counts) -> Counts:
     return Counts(
         interactions=one.interactions + other.interactions,
         units=one.units + other.units,
+        unsafe=one.unsafe + other.unsafe,
         buckets=_add(one.buckets, other.buckets),
         events={
             name: _merge_events(one.events.get(name), other.events.get(name))
@@ -246,6 +381,7 @@ def merge(one: Counts, other: Counts) -> Counts:
             name: _merge_values(one.values.get(name), other.values.get(name))
             for name in _names(one.values, other.values)
         },
+        providers=_union(one.providers, other.providers),
     )
 
 
@@ -276,21 +412,46 @@ def _read_values(metric: ValueMetric, interactions: Sequence[Interaction]) -> tu
     return exact, bins
 
 
-def _count_events(events: Sequence[int], had: Sequence[int], cells: Sequence[int]) -> dict[str, EventCounts]:
-    interactions = len(events)
-    any_event, any_history = any(events), any(had)
-    counts = {}
-    for position, metric in enumerate(EVENT_METRICS):
+def _waited(metric: ValueMetric, interaction: Interaction, edge: int) -> int:
+    """Give the bin of an interaction without a complete answer: who failed is slow, who left had waited until then."""
+    if metric is FIRST_TOKEN and not interaction.stream:
+        return NO_BIN
+    if interaction.release_error:
+        return FAILED_BIN
+    if interaction.aborted and edge == NO_BIN and 0.0 <= interaction.total_ms <= _LARGEST:
+        return log_histogram_bin(interaction.total_ms)
+    return edge
+
+
+def _count_events(
+    names: Sequence[str], happened: Sequence[int], blocked: Sequence[int], cells: Sequence[int]
+) -> dict[str, EventCounts]:
+    interactions = len(happened)
+    eventful = [index for index, bits in enumerate(happened) if bits] if any(happened) else []
+    not_at_risk = _tally(blocked) if any(blocked) else {}
+    counts = {name: EventCounts(0, interactions) for name in names}
+    for position, counted in enumerate(counts.values()):
         bit = 1 << position
-        found = [index for index, bits in enumerate(events) if bits & bit] if any_event else []
-        past = sum([1 for bits in had if bits & bit]) if any_history else 0
-        counts[metric.name] = EventCounts(
-            count=len(found),
-            at_risk=interactions - past,
-            first=sum([1 for index in found if not had[index] & bit]),
-            buckets=_tally([cells[index] for index in found]),
-        )
+        found = [index for index in eventful if happened[index] & bit]
+        if found:
+            counted.count = len(found)
+            counted.first = sum([1 for index in found if not blocked[index] & bit])
+            counted.buckets = _tally([cells[index] for index in found])
+        if not_at_risk:
+            counted.at_risk -= sum([count for bits, count in not_at_risk.items() if bits & bit])
     return counts
+
+
+def _providers(interactions: Iterable[Interaction]) -> tuple[str, ...]:
+    """Say what answered, as the providers name it; a failed call names nothing."""
+    seen = set(map(_PROVIDER, interactions))
+    return tuple(
+        sorted(
+            " ".join([deployment, model, fingerprint or ""])[:_PROVIDER_CHARACTERS]
+            for deployment, model, fingerprint in seen
+            if model is not None
+        )
+    )
 
 
 def _count_values(exact: list[int], bins: list[int], group: Sequence[int], cells: Sequence[int]) -> ValueCounts:
@@ -311,6 +472,10 @@ def _tally(cells: Iterable[int]) -> dict[int, int]:
     for cell in cells:
         tally[cell] = tally.get(cell, 0) + 1
     return tally
+
+
+def _union(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    return one if one == other else tuple(sorted({*one, *other}))
 
 
 def _names(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
