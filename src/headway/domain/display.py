@@ -16,6 +16,7 @@ import msgspec
 from headway.domain.assessment import Assessment, MetricFigures
 from headway.domain.metric import FeedbackMetric, Form, Metric, find_metric
 from headway.domain.policy import MetricRule
+from headway.domain.recording import Terms
 
 NO_DATA = "no data"
 
@@ -202,9 +203,15 @@ def scale_of(rule: MetricRule, feedback: Mapping[str, FeedbackMetric]) -> Scale:
     return Scale(find_metric(rule.metric, feedback), rule.form, margin)
 
 
-def describe_metric(rule: MetricRule, figures: MetricFigures, feedback: Mapping[str, FeedbackMetric]) -> MetricText:
-    """Write one metric's figures for people."""
-    scale = scale_of(rule, feedback)
+def describe_metric(terms: Terms, figures: MetricFigures) -> MetricText:
+    """Write one metric's figures for people.
+
+    Args:
+        terms: Of the rollout.
+        figures: Of one of its metrics.
+    """
+    rule = next(each for each in terms.policy.rules if each.metric == figures.metric)
+    scale = scale_of(rule, terms.feedback)
     following = figures.safe[0] if figures.safe else None
     harm = describe_evidence(figures.harm_log_e, figures.harm_threshold)
     safe = None
@@ -212,7 +219,7 @@ def describe_metric(rule: MetricRule, figures: MetricFigures, feedback: Mapping[
         safe = describe_evidence(following.log_e, figures.safe_threshold, vacuous=following.vacuous)
     superior = None
     if figures.superior_log_e is not None:
-        superior = describe_evidence(figures.superior_log_e, figures.safe_threshold)
+        superior = describe_evidence(figures.superior_log_e, -math.log(terms.policy.beta))
     standing = _standing(figures, harm, safe)
     estimate = scale.effect(figures.estimate)
     return MetricText(

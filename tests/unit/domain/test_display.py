@@ -10,7 +10,8 @@ from headway.domain import display
 from headway.domain.assessment import Assessment, MetricFigures, SafeFigure
 from headway.domain.display import describe_metric, pace, scale_of
 from headway.domain.metric import BUILT_IN_FEEDBACK, Direction, FeedbackMetric, Form, Method
-from headway.domain.policy import MetricRule
+from headway.domain.policy import MetricRule, Policy, StageRule
+from headway.domain.recording import Terms
 
 FEEDBACK = {**BUILT_IN_FEEDBACK, "mishap": FeedbackMetric(kind="binary", direction="lower")}
 
@@ -22,6 +23,7 @@ def rule(metric: str, margin: float, harm: float, form: Form = "ratio", directio
 
 THUMBS = rule("thumbs_up", 0.05, 0.025, "points", "higher")
 ERRORS = rule("error_rate", 1.5, 1.25)
+TERMS = Terms(Policy("careful", (StageRule(1.0),), (THUMBS, ERRORS)), "conversation", FEEDBACK)
 
 
 def figures(**changes: Any) -> MetricFigures:
@@ -112,7 +114,7 @@ def test_places_are_measured_in_margins_and_worse_is_to_the_left() -> None:
 
 
 def test_a_metric_in_words() -> None:
-    text = describe_metric(THUMBS, figures(), FEEDBACK)
+    text = describe_metric(TERMS, figures())
     assert text.standing == "undecided"
     assert text.summary == "Thumbs up: -1.3 pp (-4.1 to +1.6 pp), not yet shown to be safe at 25%"
     assert (text.margin, text.harm, text.observations) == ("-5.0 pp", "-2.5 pp", "1,204 / 61")
@@ -125,7 +127,7 @@ def test_a_metric_in_words() -> None:
 
 def test_where_a_metric_stands() -> None:
     def standing(**changes: Any) -> str:
-        return describe_metric(THUMBS, figures(**changes), FEEDBACK).standing
+        return describe_metric(TERMS, figures(**changes)).standing
 
     assert standing(estimate=None) == "no_data"
     assert standing(harm_log_e=6.0) == "harmful"
@@ -136,7 +138,7 @@ def test_where_a_metric_stands() -> None:
 
 
 def test_no_estimate_is_no_data() -> None:
-    text = describe_metric(THUMBS, figures(estimate=None, lower=None, upper=None, stable_level=None), FEEDBACK)
+    text = describe_metric(TERMS, figures(estimate=None, lower=None, upper=None, stable_level=None))
     assert text.summary == "Thumbs up: no data yet"
     assert (text.estimate, text.stable_level) == ("no data", "no data")
     assert text.estimate_place is None
