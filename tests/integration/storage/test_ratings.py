@@ -197,7 +197,7 @@ async def test_a_rating_belongs_to_the_period_of_its_exposure(database: Database
         {"rollout": 99},
     ],
 )
-async def test_what_is_no_evidence_is_no_rating(database: Database, world: World, changes: dict[str, int]) -> None:
+async def test_what_is_no_evidence_is_no_rating(database: Database, world: World, changes: dict[str, Any]) -> None:
     await say(database, feedback(1.0, attribution=attribution(**changes)))
     assert await rows(database, "SELECT 1 FROM rating UNION ALL SELECT 1 FROM response") == []
     assert await rows(database, "SELECT 1 FROM feedback") == [(1,)]
