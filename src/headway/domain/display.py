@@ -61,6 +61,11 @@ class Scale(msgspec.Struct, frozen=True):
     margin: float
 
     @property
+    def lower_is_better(self) -> bool:
+        """Whether a larger estimate is a loss."""
+        return self.margin > (1.0 if self.form == "ratio" else 0.0)
+
+    @property
     def unit(self) -> str:
         """What stands behind a difference: "pp", "stars", "points"; nothing behind a ratio."""
         if self.form == "ratio":
@@ -117,7 +122,7 @@ class Scale(msgspec.Struct, frozen=True):
         if self.form == "points":
             return _towards(value, self.margin)
         if value <= 0:
-            return math.inf if self.margin > 1 else -math.inf
+            return math.inf if self.lower_is_better else -math.inf
         return _towards(math.log(value), math.log(self.margin))
 
     @property
@@ -165,7 +170,8 @@ class MetricText(msgspec.Struct, frozen=True):
         safe_share: The next share; None when there is none.
         safe_evidence: That entering it is safe; None when there is none.
         superior_evidence: Of being better than stable, where the policy asks for it.
-        estimate_place, lower_place, upper_place, harm_place: Where to draw them; may be infinite.
+        estimate_place, harm_place: Where to draw them; infinite for a ratio without an event.
+        worst_place, best_place: The ends of the interval, worst the left one; infinite where nothing can be said.
         interactions_to_go: About how many more the next step needs: "4,200"; empty if unknown.
     """
 
@@ -185,10 +191,10 @@ class MetricText(msgspec.Struct, frozen=True):
     safe_share: float | None
     safe_evidence: Evidence | None
     superior_evidence: Evidence | None
-    estimate_place: float | None
-    lower_place: float | None
-    upper_place: float | None
     harm_place: float
+    estimate_place: float | None
+    worst_place: float | None
+    best_place: float | None
     interactions_to_go: str
 
 
@@ -221,7 +227,7 @@ def describe_metric(terms: Terms, figures: MetricFigures) -> MetricText:
     if figures.superior_log_e is not None:
         superior = describe_evidence(figures.superior_log_e, -math.log(terms.policy.beta))
     standing = _standing(figures, harm, safe)
-    estimate = scale.effect(figures.estimate)
+    worst, best = _ends(scale, figures)
     return MetricText(
         metric=figures.metric,
         label=scale.metric.label,
@@ -230,7 +236,7 @@ def describe_metric(terms: Terms, figures: MetricFigures) -> MetricText:
         summary=_summarise(standing, scale, figures, following.share if following else None),
         stable_level=scale.level(figures.stable_level),
         candidate_level=scale.level(figures.candidate_level),
-        estimate=estimate,
+        estimate=scale.effect(figures.estimate),
         interval=scale.interval(figures.lower, figures.upper),
         margin=scale.effect(figures.margin),
         harm=scale.effect(figures.harm),
@@ -239,10 +245,10 @@ def describe_metric(terms: Terms, figures: MetricFigures) -> MetricText:
         safe_share=following.share if following else None,
         safe_evidence=safe,
         superior_evidence=superior,
-        estimate_place=scale.place(figures.estimate),
-        lower_place=scale.place(figures.lower),
-        upper_place=scale.place(figures.upper),
         harm_place=scale.place(figures.harm) or 0.0,
+        estimate_place=scale.place(figures.estimate),
+        worst_place=worst,
+        best_place=best,
         interactions_to_go="" if figures.interactions_to_go is None else format_count(figures.interactions_to_go),
     )
 
@@ -397,6 +403,14 @@ def _join(large: int, large_unit: str, small: int, small_unit: str) -> str:
 
 def _towards(value: float, margin: float) -> float:
     return -value / margin if value else 0.0
+
+
+def _ends(scale: Scale, figures: MetricFigures) -> tuple[float | None, float | None]:
+    if figures.estimate is None:
+        return None, None
+    low, high = scale.place(figures.lower), scale.place(figures.upper)
+    worst, best = (high, low) if scale.lower_is_better else (low, high)
+    return -math.inf if worst is None else worst, math.inf if best is None else best
 
 
 def _standing(figures: MetricFigures, harm: Evidence, safe: Evidence | None) -> Standing:
