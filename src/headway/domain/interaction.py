@@ -42,6 +42,7 @@ class Interaction(msgspec.Struct, array_like=True):
         overhead_ms: Part of it spent in Headway.
         queue_ms: Time waited for a place at the deployment.
         request, answer: Bodies as bytes; None when content is not recorded. A streamed answer is its text or message.
+        mirror_of: Of a mirrored request: id of the interaction that it mirrors.
     """
 
     id: bytes
@@ -82,6 +83,7 @@ class Interaction(msgspec.Struct, array_like=True):
     queue_ms: float = 0.0
     request: bytes | None = None
     answer: bytes | None = None
+    mirror_of: bytes | None = None
 
     @property
     def unix_ms(self) -> int:

@@ -12,8 +12,9 @@ import psycopg
 from psycopg import sql
 
 from headway.clock import utc
-from headway.domain.evidence import Counts, ExposureKey, Exposures, UnitKey, UnitState
+from headway.domain.evidence import NO_BIN, Counts, ExposureKey, Exposures, UnitKey, UnitState
 from headway.domain.interaction import Interaction
+from headway.domain.recording import Recording
 from headway.errors import HeadwayError, StorageError
 from headway.storage.copy_format import COLUMNS, RowEncoder
 from headway.storage.database import Connection, Database
@@ -30,36 +31,42 @@ _COPY = (
     sql.SQL("COPY interaction ({}) FROM STDIN (FORMAT binary)").format(sql.SQL(", ").join(map(sql.Identifier, COLUMNS)))
 ).as_bytes()
 
+_QUIET = UnitState(0, 0, 0)  # of a unit that has had no event: nobody asks when and where it was first exposed
+_NO_BINS = sql.Literal([NO_BIN] * len(_QUIET.bins))
+
+_READ_RECORDINGS = "SELECT id, terms->'recording' FROM rollout WHERE id = ANY(%s)"
 # Units and counts travel as one JSON parameter: far cheaper to write here than arrays.
 _GIVEN_UNITS = sql.SQL(
     "(SELECT (u->>0)::int AS rollout, decode(u->>1, 'hex') AS unit, (u->>2)::smallint AS arm, (u->>3)::int AS stage,"
-    " to_timestamp((u->>4)::bigint / 1000.0) AS first_at, (u->>5)::int AS events, (u->>6)::smallint AS stable_bin,"
-    " (u->>7)::smallint AS candidate_bin FROM jsonb_array_elements(%s::jsonb) AS u ORDER BY 1, 2) AS given"
+    " to_timestamp((u->>4)::bigint / 1000.0) AS first_at, (u->>5)::int AS events, (u->>6)::smallint[] AS bins"
+    " FROM jsonb_array_elements(%s::jsonb) AS u ORDER BY 1, 2) AS given"
 )
 
 
 def _composed(query: LiteralString) -> bytes:
-    return sql.SQL(query).format(_GIVEN_UNITS).as_bytes()
+    return sql.SQL(query).format(_GIVEN_UNITS, no_bins=_NO_BINS).as_bytes()
 
 
 # New units, then all of them, locked in one order: two workers with the same units never wait for each other in a ring.
 _INSERT_UNITS = _composed(
     "INSERT INTO unit_state (rollout, unit, arm, stage, first_at, events, latency_bins)"
-    " SELECT rollout, unit, arm, stage, first_at, events, ARRAY[stable_bin, candidate_bin] FROM {}"
+    " SELECT rollout, unit, arm, stage, first_at, events, coalesce(bins, {no_bins}::smallint[]) FROM {}"
     " ON CONFLICT DO NOTHING RETURNING rollout, unit"
 )
 # Materialized: the filter must see the rows as they are once they are locked, not as the snapshot has them.
 _LOCK_UNITS = _composed(
-    "WITH locked AS MATERIALIZED (SELECT s.rollout, s.unit, s.events FROM unit_state AS s"
+    "WITH locked AS MATERIALIZED (SELECT s.rollout, s.unit, s.events, s.latency_bins FROM unit_state AS s"
     " JOIN {} USING (rollout, unit) ORDER BY s.rollout, s.unit FOR NO KEY UPDATE OF s)"
-    " SELECT rollout, unit, events FROM locked WHERE events <> 0"
+    " SELECT rollout, unit, events, latency_bins FROM locked WHERE events <> 0 OR latency_bins <> {no_bins}::smallint[]"
 )
 # headway.domain.evidence.UnitState.add; what is the same already is not written again.
 _ADVANCE_UNITS = _composed(
     "UPDATE unit_state AS s SET events = s.events | given.events, latency_bins = ARRAY["
-    " greatest(s.latency_bins[1], given.stable_bin), greatest(s.latency_bins[2], given.candidate_bin)]"
+    " greatest(s.latency_bins[1], given.bins[1]), greatest(s.latency_bins[2], given.bins[2]),"
+    " greatest(s.latency_bins[3], given.bins[3]), greatest(s.latency_bins[4], given.bins[4])]"
     " FROM {} WHERE s.rollout = given.rollout AND s.unit = given.unit AND (s.events | given.events <> s.events"
-    " OR s.latency_bins[1] < given.stable_bin OR s.latency_bins[2] < given.candidate_bin)"
+    " OR s.latency_bins[1] < given.bins[1] OR s.latency_bins[2] < given.bins[2]"
+    " OR s.latency_bins[3] < given.bins[3] OR s.latency_bins[4] < given.bins[4])"
 )
 _INSERT_EVIDENCE = (
     "INSERT INTO evidence (rollout, stage, period, arm, counts) SELECT (e->>0)::int, (e->>1)::int,"
@@ -130,6 +137,7 @@ class BatchWriter:
         self._database = database
         self._encoder = RowEncoder()
         self._days: set[int] = set()
+        self._recordings: dict[int, Recording] = {}
 
     async def write(self, batch: Batch) -> list[KeyUsage]:
         """Write a batch, unless it has been written before.
@@ -172,7 +180,8 @@ class BatchWriter:
     async def _write(self, batch: Batch) -> list[KeyUsage]:
         async with self._database.connection() as connection:
             await self._ensure_days(connection, batch.interactions)
-            exposures = Exposures(batch.interactions)
+            await self._learn_recordings(connection, batch.interactions)
+            exposures = Exposures(batch.interactions, self._recordings)
             known = await _begin(connection, batch, exposures.states())
             if known is None:
                 return []
@@ -190,31 +199,40 @@ class BatchWriter:
             await connection.commit()
             self._days.add(day)
 
+    async def _learn_recordings(self, connection: Connection, interactions: Iterable[Interaction]) -> None:
+        """Read how rollouts that are new here are recorded; that is frozen when they start."""
+        unknown = {each.rollout for each in interactions if each.rollout and each.rollout not in self._recordings}
+        if unknown:
+            async for rollout, recording in await connection.execute(_READ_RECORDINGS, (sorted(unknown),)):
+                self._recordings[rollout] = msgspec.convert(recording or {}, Recording)
+
 
 async def _begin(
     connection: Connection, batch: Batch, states: Mapping[UnitKey, UnitState]
-) -> dict[UnitKey, int] | None:
+) -> dict[UnitKey, UnitState] | None:
     """Insert the batch's key; lock its units and bring them up to date.
 
     Returns:
-        The earlier events of those units that the rollout had met before; None when the batch had been written before.
+        The earlier states of those units that the rollout had met before; None when the batch had been written before.
     """
     key = (batch.worker, batch.sequence, len(batch.interactions))
     if not states:
         inserted = await connection.execute(_INSERT_BATCH, key)
         return {} if await inserted.fetchone() else None
     units = (_units_json(states),)
+    changed = {unit: state for unit, state in states.items() if state.events or state.bins != _QUIET.bins}
     async with connection.pipeline():
         inserted = await connection.execute(_INSERT_BATCH, key)
         new = await connection.execute(_INSERT_UNITS, units)
         eventful = await connection.execute(_LOCK_UNITS, units)
-        await connection.execute(_ADVANCE_UNITS, units)
+        if changed:
+            await connection.execute(_ADVANCE_UNITS, (_units_json(changed),))
     if not await inserted.fetchone():
         await connection.rollback()
         return None
-    known = dict.fromkeys(states, 0)
-    for rollout, unit, events in await eventful.fetchall():
-        known[rollout, unit] = events
+    known = dict.fromkeys(states, _QUIET)
+    for rollout, unit, events, bins in await eventful.fetchall():
+        known[rollout, unit] = UnitState(0, 0, 0, events, tuple(bins))
     for rollout, unit in await new.fetchall():
         del known[rollout, unit]
     return known
@@ -251,6 +269,7 @@ def _spent(interactions: Iterable[Interaction]) -> dict[tuple[int, str], tuple[i
 
 
 def _units_json(states: Mapping[UnitKey, UnitState]) -> str:
+    quiet = _QUIET.bins
     return _json(
         [
             (
@@ -260,8 +279,7 @@ def _units_json(states: Mapping[UnitKey, UnitState]) -> str:
                 state.stage,
                 state.first_unix_ms,
                 state.events,
-                state.stable_bin,
-                state.candidate_bin,
+                None if state.bins == quiet else "{" + ",".join(map(str, state.bins)) + "}",
             )
             for (rollout, unit), state in states.items()
         ]

@@ -51,6 +51,7 @@ _VARIABLE = (
     "first_token_ms",
     "request",
     "answer",
+    "mirror_of",
 )
 COLUMNS: tuple[str, ...] = (*(name for name, _ in _FIXED), *_VARIABLE)
 """The columns in the order in which rows hold them."""
@@ -63,6 +64,7 @@ _INT = struct.Struct(">ii")
 _FLOAT = struct.Struct(">if")
 _DOUBLE = struct.Struct(">id")
 _NULL = b"\xff\xff\xff\xff"
+_UUID = _LENGTH.pack(16)
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 _REPLACEMENT = "\ufffd"
 _MOST_WORDS = 1000
@@ -122,6 +124,7 @@ class RowEncoder:
         append(_NULL if each.first_token_ms is None else _FLOAT.pack(4, each.first_token_ms))
         _add_body(each.request, append)
         _add_body(each.answer, append)
+        append(_NULL if each.mirror_of is None else _UUID + each.mirror_of)
 
     def _word(self, word: str | None) -> bytes:
         if len(self._words) >= _MOST_WORDS:

@@ -9,15 +9,18 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from headway.domain.evidence import Counts, ExposureKey, UnitKey, UnitState, fold, merge
 from headway.domain.interaction import Interaction
 from headway.domain.metric import EVENT_METRICS
+from headway.domain.recording import Recording, SlowTest
 from headway.errors import StorageError
 from headway.ids import Arm, Kind
 from headway.storage.batches import Batch, BatchRefusedError, BatchWriter, KeyUsage
 from headway.storage.database import Database
 from tests.interactions import START_MS, make_interaction
+from tests.world import found_world
 
 WORKER = uuid.UUID(int=1)
 MONTH = "2026-09"
@@ -40,10 +43,10 @@ async def read_evidence(database: Database) -> dict[ExposureKey, Counts]:
     total: dict[ExposureKey, Counts] = {}
     found = await rows(
         database,
-        "SELECT rollout, stage, (extract(epoch FROM hour) / 3600)::int, arm, counts::text FROM evidence ORDER BY id",
+        "SELECT rollout, stage, extract(epoch FROM period)::bigint, arm, counts::text FROM evidence ORDER BY id",
     )
-    for rollout, stage, hour, arm, text in found:
-        key = ExposureKey(rollout, stage, hour, arm)
+    for rollout, stage, period, arm, text in found:
+        key = ExposureKey(rollout, stage, period, arm)
         counts = msgspec.json.decode(text, type=Counts)
         total[key] = merge(total[key], counts) if key in total else counts
     return total
@@ -56,7 +59,7 @@ async def read_states(database: Database) -> dict[UnitKey, UnitState]:
         " FROM unit_state",
     )
     return {
-        (rollout, unit): UnitState(arm, stage, first, events, *bins)
+        (rollout, unit): UnitState(arm, stage, first, events, tuple(bins))
         for rollout, unit, arm, stage, first, events, bins in found
     }
 
@@ -113,13 +116,36 @@ async def test_an_interaction_is_stored_as_it_was(database: Database, writer: Ba
     }
 
 
-async def test_evidence_and_states_are_what_the_fold_says(database: Database, writer: BatchWriter) -> None:
+RECORDING = Recording(
+    period_seconds=900,
+    slow=(
+        SlowTest("latency_p95:harm", "latency", 310, 340),
+        SlowTest("latency_p95:1.0", "latency", 310, 320),
+        SlowTest("first_token_p95:harm", "first_token", 230, 245),
+    ),
+    limits={"cost": 500_000_000},
+)
+
+
+async def begin_rollout(database: Database, recording: Recording | None) -> None:
+    """Begin rollout 1, recorded like that; None is one without terms."""
+    await found_world(database)
+    terms = None if recording is None else Jsonb({"recording": msgspec.to_builtins(recording)})
+    await rows(database, "UPDATE rollout SET terms = %s WHERE id = 1 RETURNING 1", terms)
+
+
+@pytest.mark.parametrize("recording", [None, RECORDING])
+async def test_evidence_and_states_are_what_the_fold_says(
+    database: Database, writer: BatchWriter, recording: Recording | None
+) -> None:
+    await begin_rollout(database, recording)
+    recordings = {} if recording is None else {1: recording}
     numbers = random.Random(7)
     expected: dict[ExposureKey, Counts] = {}
     states: dict[UnitKey, UnitState] = {}
     for sequence in range(12):
         batch = [some_interaction(numbers) for _ in range(numbers.randint(1, 40))]
-        counts, changed = fold(batch, states)
+        counts, changed = fold(batch, states, recordings)
         states.update(changed)
         for key, found in counts.items():
             expected[key] = merge(expected[key], found) if key in expected else found
@@ -127,6 +153,33 @@ async def test_evidence_and_states_are_what_the_fold_says(database: Database, wr
     assert await read_evidence(database) == expected
     assert await read_states(database) == states
     assert len(states) > 20
+    if recording is not None:
+        assert sum(counts.events["latency_p95:harm"].first for key, counts in expected.items() if key.rollout == 1) > 10
+        assert {key.period % 3600 for key in expected if key.rollout == 1} == {0, 900, 1800, 2700}
+
+
+async def test_how_a_rollout_is_recorded_is_read_once(database: Database, writer: BatchWriter) -> None:
+    await begin_rollout(database, RECORDING)
+    await writer.write(make_batch(make_interaction(unit="a", total_ms=1e6)))
+    await rows(database, "UPDATE rollout SET terms = NULL RETURNING 1")
+    await writer.write(make_batch(make_interaction(unit="b", total_ms=1e6), sequence=2))
+    (counts,) = (await read_evidence(database)).values()
+    assert counts.events["latency_p95:harm"].first == 2
+
+
+async def test_mirrored_answers_are_kept_apart(database: Database, writer: BatchWriter, api_key: int) -> None:
+    """They are evidence of the shadow stage, belong to no unit, and cost no key anything."""
+    await begin_rollout(database, RECORDING)
+    served = make_interaction(stage=0, kind=Kind.RANDOMISED, key=api_key, cost_usd=0.5)
+    mirrored = make_interaction(
+        stage=0, kind=Kind.SHADOW, arm=Arm.CANDIDATE, release=2, key=0, cost_usd=2.0, mirror_of=served.id
+    )
+    assert await writer.write(make_batch(served, mirrored)) == [KeyUsage(api_key, MONTH, 1, 0.5, 0.5)]
+    stored = await rows(database, "SELECT id, mirror_of FROM interaction WHERE mirror_of IS NOT NULL")
+    assert stored == [(uuid.UUID(bytes=mirrored.id), uuid.UUID(bytes=served.id))]
+    found = {key.arm: counts for key, counts in (await read_evidence(database)).items()}
+    assert {arm: (counts.interactions, counts.units) for arm, counts in found.items()} == {0: (1, 0), 1: (1, 0)}
+    assert await count(database, "unit_state") == 0
 
 
 def some_interaction(numbers: random.Random, units: int = 30) -> Interaction:
@@ -258,6 +311,8 @@ async def kill_soon(url: str, seconds: float) -> None:
 
 
 async def test_workers_with_the_same_units_neither_deadlock_nor_count_twice(database: Database, api_key: int) -> None:
+    """Units fail and are slow all the time: each first is counted once, whoever commits first."""
+    await begin_rollout(database, RECORDING)
     numbers = random.Random(11)
     workers, batches, size, units = 6, 150, 12, 10
 
@@ -272,6 +327,7 @@ async def test_workers_with_the_same_units_neither_deadlock_nor_count_twice(data
                     arm=numbers.choice((Arm.STABLE, Arm.CANDIDATE)),
                     release_error=numbers.random() < 0.15,
                     fallback=numbers.random() < 0.1,
+                    total_ms=numbers.lognormvariate(6, 0.5),
                 )
                 for _ in range(size)
             ]
@@ -279,9 +335,10 @@ async def test_workers_with_the_same_units_neither_deadlock_nor_count_twice(data
 
     async with asyncio.timeout(60):
         await asyncio.gather(*(work(worker) for worker in range(workers)))
-    total = Counts()
-    for counts in (await read_evidence(database)).values():
+    total, first_rollout = Counts(), Counts()
+    for key, counts in (await read_evidence(database)).items():
         total = merge(total, counts)
+        first_rollout = merge(first_rollout, counts) if key.rollout == 1 else first_rollout
     states = await read_states(database)
     assert total.interactions == workers * batches * size
     assert total.units == len(states)
@@ -289,8 +346,15 @@ async def test_workers_with_the_same_units_neither_deadlock_nor_count_twice(data
         with_event = sum(state.events >> position & 1 for state in states.values())
         assert total.events[metric.name].first == with_event
     assert total.events["error_rate"].first > 100
+    slow = [state for (rollout, _), state in states.items() if rollout == 1 and is_slow(state)]
+    assert first_rollout.events["latency_p95:harm"].first == len(slow) > 3
     usage = await rows(database, "SELECT requests FROM key_usage")
     assert usage == [(workers * batches * size,)]
+
+
+def is_slow(state: UnitState) -> bool:
+    test = RECORDING.slow[0]
+    return state.bins[0] > test.stable_bin or state.bins[1] > test.candidate_bin
 
 
 # --- refused ---
