@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from headway.domain.interaction import Interaction
-from headway.domain.metric import EVENT_METRICS, FIRST_TOKEN, LATENCY, VALUE_METRICS, ValueMetric
+from headway.domain.metric import COST, EVENT_METRICS, FIRST_TOKEN, LATENCY, VALUE_METRICS, ValueMetric
 from headway.domain.recording import Recording
 from headway.ids import Kind
 from headway.stats.histogram import log_histogram_bin, log_histogram_bins
@@ -123,6 +123,7 @@ class Counts(msgspec.Struct):
         interactions: How many.
         units: Units whose first exposure in the rollout is among them (sample ratio); none in the shadow stage.
         unsafe: Interactions that were refused or filtered.
+        mirrored_cost: What mirrored answers cost, in the small unit of ``cost``, not cut off.
         buckets: ``interactions`` by bucket of units; empty buckets are left out.
         events: By name of the event metric, or of the slow test (``Recording.slow``).
         values: By name of the value metric.
@@ -132,6 +133,7 @@ class Counts(msgspec.Struct):
     interactions: int = 0
     units: int = 0
     unsafe: int = 0
+    mirrored_cost: int = 0
     buckets: dict[int, int] = {}
     events: dict[str, EventCounts] = {}
     values: dict[str, ValueCounts] = {}
@@ -268,6 +270,7 @@ class Exposures:
             interactions=len(group),
             units=sum([is_new[index] for index in group]),
             unsafe=sum([1 for bits in happened if bits & _UNSAFE_BITS]) if any(happened) else 0,
+            mirrored_cost=_mirrored_cost(interactions) if interactions[0].stage == 0 else 0,
             buckets=_tally(cells),
             events=_count_events(plan.names, happened, [had[index] for index in group], cells),
             values={
@@ -372,6 +375,7 @@ def merge(one: Counts, other: Counts) -> Counts:
         interactions=one.interactions + other.interactions,
         units=one.units + other.units,
         unsafe=one.unsafe + other.unsafe,
+        mirrored_cost=one.mirrored_cost + other.mirrored_cost,
         buckets=_add(one.buckets, other.buckets),
         events={
             name: _merge_events(one.events.get(name), other.events.get(name))
@@ -452,6 +456,11 @@ def _providers(interactions: Iterable[Interaction]) -> tuple[str, ...]:
             if model is not None
         )
     )
+
+
+def _mirrored_cost(interactions: Iterable[Interaction]) -> int:
+    costs = [COST.value(each) or 0.0 for each in interactions if each.kind == Kind.SHADOW]
+    return sum([int(cost * COST.per_unit + 0.5) for cost in costs if 0.0 <= cost <= _LARGEST])
 
 
 def _count_values(exact: list[int], bins: list[int], group: Sequence[int], cells: Sequence[int]) -> ValueCounts:

@@ -141,13 +141,14 @@ EVENT_METRICS: tuple[EventMetric, ...] = (
     EventMetric("abort_rate", "Abort rate", attrgetter("aborted")),
 )
 
+COST = ValueMetric("cost", "Cost", "USD", attrgetter("cost_usd"), per_unit=1_000_000_000)
 LATENCY = ValueMetric("latency", "Latency", "ms", _latency, per_unit=1_000, histogram=True)
 FIRST_TOKEN = ValueMetric(
     "first_token", "Time to first token", "ms", attrgetter("first_token_ms"), per_unit=1_000, histogram=True
 )
 
 VALUE_METRICS: tuple[ValueMetric, ...] = (
-    ValueMetric("cost", "Cost", "USD", attrgetter("cost_usd"), per_unit=1_000_000_000),
+    COST,
     ValueMetric("input_tokens", "Input tokens", "tokens", attrgetter("input_tokens")),
     ValueMetric("output_tokens", "Output tokens", "tokens", attrgetter("output_tokens")),
     LATENCY,
