@@ -50,10 +50,17 @@ class Circumstances:
 
 @dataclass(frozen=True)
 class Change:
-    """What a decision did: the rollout as it is now, and the decision's number."""
+    """What a decision did.
+
+    Attributes:
+        rollout: As it is now.
+        number: The decision's number in the log.
+        routed: Traffic goes another way from now on, or is booked elsewhere: a snapshot has to say so.
+    """
 
     rollout: Rollout
     number: int
+    routed: bool
 
 
 async def change(connection: Connection, rollout: Rollout, decision: Decision, circumstances: Circumstances) -> Change:
@@ -101,7 +108,7 @@ async def change(connection: Connection, rollout: Rollout, decision: Decision, c
     number = await _log(connection, rollout, decision, circumstances)
     changed = await find_rollout(connection, rollout.number)
     await _tell(connection, changed, decision, circumstances, number)
-    return Change(changed, number)
+    return Change(changed, number, _route(before) != _route(after))
 
 
 async def add_figure(
@@ -112,6 +119,11 @@ async def add_figure(
         "INSERT INTO figure (rollout_id, tick, at, status, assessment) VALUES (%s, %s, %s, %s, %s)",
         (rollout, tick, utc(now_ms), encode(status), encode(assessment)),
     )
+
+
+def _route(status: Status) -> tuple[object, ...]:
+    phase = phase_of(status)
+    return status.stage, status.share, phase, phase == "shadow" and status.state == "paused"
 
 
 async def _log(connection: Connection, rollout: Rollout, decision: Decision, circumstances: Circumstances) -> int:

@@ -8,7 +8,7 @@ ALTER TABLE rollout
     ADD COLUMN restarts integer NOT NULL DEFAULT 0,     -- earlier rollouts of this candidate that were rolled back
     ADD COLUMN started_by text NOT NULL DEFAULT '',
     ADD COLUMN shadow_usd double precision NOT NULL DEFAULT 0,  -- what mirrored answers have cost
-    ADD COLUMN models   jsonb NOT NULL DEFAULT '{}';    -- what providers called themselves: headway.storage.sightings
+    ADD COLUMN providers text[] NOT NULL DEFAULT '{}';  -- arm, and what answered there: headway.domain.evidence.Counts
 COMMENT ON COLUMN rollout.state IS 'running (manual) | headway.domain.rollout.State';
 
 ALTER TABLE rollout_stage
@@ -18,7 +18,7 @@ ALTER TABLE rollout_stage
 -- Evidence knows its exposure period (an hour, or shorter under a short feedback window), and the tick that booked it.
 ALTER TABLE evidence RENAME COLUMN hour TO period;
 ALTER TABLE evidence ADD COLUMN tick bigint;
-CREATE INDEX evidence_unclaimed ON evidence (rollout) WHERE tick IS NULL;
+CREATE INDEX evidence_unclaimed ON evidence (rollout, id) WHERE tick IS NULL;
 
 -- What closed at a tick: never regrouped, never deleted. Replay reads exactly these.
 CREATE TABLE block (
