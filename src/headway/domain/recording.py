@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
-from headway.domain.metric import FeedbackMetric
+from headway.domain.metric import MEASURED, SLOW_RATE, VALUE_METRICS, FeedbackMetric
 from headway.domain.policy import Policy
 from headway.domain.snapshot import Unit
+from headway.stats.histogram import GAMMA
+
+_LATENCY_P95 = "latency_p95"
+_ROUNDING = 1e-6  # bins: a level that is an edge already stays one
 
 
 class MetricBaseline(msgspec.Struct, frozen=True):
@@ -88,5 +94,41 @@ class Terms(msgspec.Struct, frozen=True):
 
 
 def plan_recording(policy: Policy, baseline: Baseline) -> Recording:
-    """Say what the recorder must count: thresholds on edges of the log-histogram, limits in small units."""
-    raise NotImplementedError
+    """Say what the recorder must count: thresholds on edges of the log-histogram, limits in small units.
+
+    A threshold is rounded so that a rounding never makes a claim easier: up for harm, down for entering a share. The
+    plain slow rate is counted above the baseline's 95th percentile of latency. What the baseline does not tell is left
+    out, and then never has data.
+    """
+    slow: list[SlowTest] = []
+    for rule in policy.rules:
+        metric = MEASURED.get(rule.metric)
+        if metric is None or metric.value is None or metric.kind not in ("quantile", "event"):
+            continue
+        known = baseline.metrics.get(_LATENCY_P95 if metric is SLOW_RATE else rule.metric)
+        if known is None or known.level <= 0:
+            continue
+        edge = math.ceil(_bins(known.level) - _ROUNDING)
+        if metric is SLOW_RATE:
+            slow.append(SlowTest(metric.name, metric.value, edge, edge))
+            continue
+        up = math.ceil(_bins(rule.harm) - _ROUNDING)
+        slow.append(SlowTest(slow_test_name(rule.metric, None), metric.value, edge, edge + up))
+        for stage in policy.stages[1:]:  # the first stage is entered without evidence
+            down = math.floor(_bins(1 + (rule.margin - 1) / stage.share) + _ROUNDING)
+            slow.append(SlowTest(slow_test_name(rule.metric, stage.share), metric.value, edge, edge + down))
+    limits = {
+        metric.name: round(known.limit * metric.per_unit)
+        for metric in VALUE_METRICS
+        if (known := baseline.metrics.get(metric.name)) is not None and known.limit is not None
+    }
+    return Recording(policy.period_seconds, tuple(slow), limits)
+
+
+def slow_test_name(metric: str, share: float | None) -> str:
+    """Name the slow test of a quantile metric: for harm, or for entering a share."""
+    return f"{metric}:harm" if share is None else f"{metric}:{share!r}"
+
+
+def _bins(ratio: float) -> float:
+    return math.log(ratio) / math.log(GAMMA)
