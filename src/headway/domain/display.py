@@ -29,7 +29,7 @@ _STATES = {
     "shadow": "shadow",
     "ramp": "ramp",
     "paused": "paused",
-    "holdback": "promoted, holdback running",
+    "holdback": "holdback",
     "rolled_back": "rolled back",
     "promoted": "promoted",
     "inconclusive": "inconclusive",
@@ -236,7 +236,7 @@ def describe_metric(terms: Terms, figures: MetricFigures) -> MetricText:
         summary=_summarise(standing, scale, figures, following.share if following else None),
         stable_level=scale.level(figures.stable_level),
         candidate_level=scale.level(figures.candidate_level),
-        estimate=scale.effect(figures.estimate),
+        estimate=_estimate(scale, figures),
         interval=scale.interval(figures.lower, figures.upper),
         margin=scale.effect(figures.margin),
         harm=scale.effect(figures.harm),
@@ -295,10 +295,10 @@ def format_share(share: float) -> str:
     """Write a share of traffic as a percentage without needless digits.
 
     Example:
-        >>> format_share(0.125), format_share(0.05)
-        ('12.5%', '5%')
+        >>> format_share(0.125), format_share(1 - 0.98)
+        ('12.5%', '2%')
     """
-    return f"{(Decimal(repr(float(share))) * 100).normalize():f}%"
+    return f"{(Decimal(repr(round(float(share), 12))) * 100).normalize():f}%"
 
 
 def format_rate(rate: float) -> str:
@@ -413,10 +413,21 @@ def _ends(scale: Scale, figures: MetricFigures) -> tuple[float | None, float | N
     return -math.inf if worst is None else worst, math.inf if best is None else best
 
 
+def _estimate(scale: Scale, figures: MetricFigures) -> str:
+    if figures.estimate is not None or not _is_observed(figures):
+        return scale.effect(figures.estimate)
+    # Observed, but a ratio to nothing has no value.
+    return "no events" if not figures.candidate_level else "no estimate"
+
+
+def _is_observed(figures: MetricFigures) -> bool:
+    return figures.stable_observations > 0 and figures.candidate_observations > 0
+
+
 def _standing(figures: MetricFigures, harm: Evidence, safe: Evidence | None) -> Standing:
     if harm.reached:
         return "harmful"
-    if figures.estimate is None:
+    if not _is_observed(figures):
         return "no_data"
     return "safe" if safe is not None and (safe.reached or safe.vacuous) else "undecided"
 
@@ -425,7 +436,7 @@ def _summarise(standing: Standing, scale: Scale, figures: MetricFigures, share: 
     name = scale.metric.label
     if standing == "no_data":
         return f"{name}: {NO_DATA} yet"
-    found = f"{name}: {scale.effect(figures.estimate)} ({scale.interval(figures.lower, figures.upper)})"
+    found = f"{name}: {_estimate(scale, figures)} ({scale.interval(figures.lower, figures.upper)})"
     if standing == "harmful":
         return f"{found}, beyond the harm line of {scale.effect(figures.harm)}"
     if share is None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
 
 from headway.domain.assessment import Assessment, MetricFigures
-from headway.domain.display import format_count, format_seconds
+from headway.domain.display import format_seconds
 from headway.domain.metric import find_metric
 from headway.domain.policy import Policy
 from headway.domain.recording import Terms
@@ -67,9 +67,12 @@ _WAITING: Mapping[str, str] = MappingProxyType(
 
 def _baseline(terms: Terms) -> Outlook:
     gaps = baseline_gaps(terms)
-    missing = [f"{gap.found:,} of {gap.needed:,} {gap.noun} of stable for {_label(terms, gap.metric)}" for gap in gaps]
+    together: dict[str, list[str]] = {}
+    for gap in gaps:
+        together.setdefault(f"{gap.found:,} of {gap.needed:,} {gap.noun}", []).append(_label(terms, gap.metric))
+    missing = tuple(f"{count} of stable for {', '.join(labels)}" for count, labels in together.items())
     share = 0.0 if terms.policy.shadow is not None else terms.policy.stages[0].share
-    return Outlook(share, tuple(missing), None, min((gap.found / gap.needed for gap in gaps), default=1.0))
+    return Outlook(share, missing, None, min((gap.found / gap.needed for gap in gaps), default=1.0))
 
 
 def _holdback(policy: Policy, waited: float) -> Outlook:
@@ -94,8 +97,7 @@ def _ramp(terms: Terms, status: Status, assessment: Assessment, waited: float, p
     gates = _Gates()
     gates.dwell(policy, waited)
     gates.count(assessment.stage_units[1], policy.min_units, f"{terms.unit}s of the candidate")
-    for figures in assessment.metrics:
-        gates.evidence(terms, figures, pace)
+    gates.evidence(terms, assessment.metrics, pace)
     return gates.outlook(policy, status)
 
 
@@ -116,18 +118,19 @@ class _Gates:
         if have < needed:
             self._add(f"{have:,} of {needed:,} {what}", math.inf, have / needed)
 
-    def evidence(self, terms: Terms, figures: MetricFigures, pace: float | None) -> None:
-        label = _label(terms, figures.metric)
-        if not (figures.stable_observations and figures.candidate_observations):
-            self._add(f"data on {label}", math.inf, 0.0)
-            return
-        lacking = _lacking(terms, figures)
-        if lacking is None:
-            return
-        to_go, text = figures.interactions_to_go, f"evidence on {label}"
-        if to_go is not None and math.isfinite(to_go):
-            text += f" (about {format_count(to_go)} interactions)"
-        self._add(text, to_go / pace if to_go is not None and pace is not None else math.inf, lacking)
+    def evidence(self, terms: Terms, metrics: Sequence[MetricFigures], pace: float | None) -> None:
+        unseen, unclear = [], []
+        for figures in metrics:
+            label = _label(terms, figures.metric)
+            if not (figures.stable_observations and figures.candidate_observations):
+                unseen.append(label)
+                self._delay(math.inf, 0.0)
+            elif (progress := _lacking(terms, figures)) is not None:
+                unclear.append(label)
+                to_go = figures.interactions_to_go
+                self._delay(math.inf if to_go is None or pace is None else to_go / pace, progress)
+        self._missing += [f"data on {', '.join(unseen)}"] if unseen else []
+        self._missing += [f"evidence on {', '.join(unclear)}"] if unclear else []
 
     def outlook(self, policy: Policy, status: Status) -> Outlook:
         step = status.step + 1
@@ -139,6 +142,9 @@ class _Gates:
 
     def _add(self, missing: str, seconds: float, progress: float) -> None:
         self._missing.append(missing)
+        self._delay(seconds, progress)
+
+    def _delay(self, seconds: float, progress: float) -> None:
         self._seconds = max(self._seconds, seconds)
         self._progress = min(self._progress, max(0.0, progress))
 

@@ -23,7 +23,7 @@ def rule(metric: str, margin: float, harm: float, form: Form = "ratio", directio
 
 THUMBS = rule("thumbs_up", 0.05, 0.025, "points", "higher")
 ERRORS = rule("error_rate", 1.5, 1.25)
-TERMS = Terms(Policy("careful", (StageRule(1.0),), (THUMBS, ERRORS)), "conversation", FEEDBACK)
+TERMS = Terms(Policy("careful", (StageRule(0.1), StageRule(1.0)), (THUMBS, ERRORS)), "conversation", FEEDBACK)
 
 
 def figures(**changes: Any) -> MetricFigures:
@@ -129,19 +129,39 @@ def test_where_a_metric_stands() -> None:
     def standing(**changes: Any) -> str:
         return describe_metric(TERMS, figures(**changes)).standing
 
-    assert standing(estimate=None) == "no_data"
+    assert standing(candidate_observations=0, estimate=None) == "no_data"
     assert standing(harm_log_e=6.0) == "harmful"
     assert standing(safe=(SafeFigure(0.25, 3.0),)) == "safe"
     assert standing(safe=(SafeFigure(0.01, 0.0, vacuous=True),)) == "safe"
-    assert standing(estimate=None, safe=(SafeFigure(0.01, 9.0, vacuous=True),)) == "no_data"
+    assert standing(candidate_observations=0, safe=(SafeFigure(0.01, 9.0, vacuous=True),)) == "no_data"
     assert standing(safe=()) == "undecided"
 
 
-def test_no_estimate_is_no_data() -> None:
-    text = describe_metric(TERMS, figures(estimate=None, lower=None, upper=None, stable_level=None))
+def test_without_observations_there_is_no_data() -> None:
+    text = describe_metric(
+        TERMS, figures(stable_observations=0, estimate=None, lower=None, upper=None, stable_level=None)
+    )
     assert text.summary == "Thumbs up: no data yet"
     assert (text.estimate, text.stable_level) == ("no data", "no data")
     assert text.estimate_place is None
+
+
+def test_zero_events_are_data() -> None:
+    none = {
+        "estimate": None,
+        "lower": None,
+        "upper": 3.0,
+        "margin": 1.5,
+        "harm": 1.25,
+        "safe": (SafeFigure(0.25, 4.0),),
+    }
+    text = describe_metric(
+        TERMS, figures(metric="error_rate", stable_level=0.0, candidate_level=0.0, safe_threshold=3.7, **none)
+    )
+    assert (text.standing, text.estimate, text.estimate_place) == ("safe", "no events", None)
+    assert text.summary == "Error rate: no events (at most ×3.00), safe at 25%"
+    text = describe_metric(TERMS, figures(metric="error_rate", stable_level=0.0, candidate_level=0.1, **none))
+    assert text.estimate == "no estimate"
 
 
 def test_progress_of_evidence() -> None:
