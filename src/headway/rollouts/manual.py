@@ -93,8 +93,8 @@ def _refuse_staged(rollout: Rollout | None) -> None:
     if rollout is None or rollout.terms is None:
         return
     raise ConflictError(
-        f"{rollout.application} is being rolled out to {rollout.candidate} under the policy {rollout.policy}, which sets"
-        f" the share: `headway rollout show {rollout.application}` says where it stands; `headway rollout advance`,"
+        f"{rollout.application} is being rolled out to {rollout.candidate} under the policy {rollout.policy}, which"
+        f" sets the share: `headway rollout show {rollout.application}` says where it stands; `headway rollout advance`,"
         " `promote` and `rollback` overrule it"
     )
 

@@ -24,7 +24,13 @@ _EVENTS: Mapping[str, str] = {
     "roll_back": "rollout.rolled_back",
     "inconclusive": "rollout.inconclusive",
 }
-_ALERTS = frozenset(("no_data", "provider_changed", "heavy_unit"))
+_TOLD_HOLDS: Mapping[str, str] = {
+    "approval": "rollout.approval_needed",
+    "no_data": "rollout.alert",
+    "provider_changed": "rollout.alert",
+    "fingerprint_changed": "rollout.alert",
+    "heavy_unit": "rollout.alert",
+}
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,16 @@ async def add_figure(
     )
 
 
+async def has_told(connection: Connection, rollout: int, reason: str, stage: int, *, before: int | None = None) -> bool:
+    """Say whether a hold for a reason is in the log of a stage already, under a lower number than ``before``."""
+    cursor = await connection.execute(
+        "SELECT 1 FROM decision WHERE rollout_id = %s AND outcome = 'hold' AND reason = %s"
+        " AND (after->>'stage')::integer = %s AND (%s::integer IS NULL OR number < %s) LIMIT 1",
+        (rollout, reason, stage, before, before),
+    )
+    return await cursor.fetchone() is not None
+
+
 def _route(status: Status) -> tuple[object, ...]:
     phase = phase_of(status)
     return status.stage, status.share, phase, phase == "shadow" and status.state == "paused"
@@ -178,14 +194,12 @@ async def _tell(
 async def _event(connection: Connection, rollout: Rollout, decision: Decision, number: int) -> str | None:
     if decision.status.state == "promoted":
         return "rollout.promoted"
-    if decision.outcome == "hold" and decision.reason == "approval":
-        # Once per stage, however often the evidence wavers about the threshold meanwhile.
-        cursor = await connection.execute(
-            "SELECT 1 FROM decision WHERE rollout_id = %s AND number < %s AND outcome = 'hold' AND reason = 'approval'"
-            " AND (after->>'stage')::integer = %s LIMIT 1",
-            (rollout.number, number, decision.status.stage),
-        )
-        return "rollout.approval_needed" if await cursor.fetchone() is None else None
-    if decision.reason in _ALERTS and decision.outcome == "hold":
-        return "rollout.alert"
-    return _EVENTS.get(decision.outcome)
+    if decision.outcome != "hold":
+        return _EVENTS.get(decision.outcome)
+    if decision.reason not in _TOLD_HOLDS:
+        return None
+    # Evidence may waver about a threshold, and data come and go: that is told once per stage.
+    wavers = decision.reason in {"approval", "no_data"}
+    if wavers and await has_told(connection, rollout.number, decision.reason, decision.status.stage, before=number):
+        return None
+    return _TOLD_HOLDS[decision.reason]

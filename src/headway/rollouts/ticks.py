@@ -1,0 +1,279 @@
+"""One tick of one rollout, in one transaction: claim, book, assess, decide, and let the decision take effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+
+import structlog
+from msgspec.structs import replace
+
+from headway.clock import Clock, utc
+from headway.domain.assessment import Assessment
+from headway.domain.books import Books, Intake, Stratum
+from headway.domain.evidence import Counts, ExposureKey
+from headway.domain.metric import COST
+from headway.domain.recording import Terms, plan_recording
+from headway.domain.rollout import Decision, Status, decide, is_over, phase_of
+from headway.storage import baselines, decisions, evidence, ratings, routing
+from headway.storage.database import Connection
+from headway.storage.decisions import CONTROLLER, Circumstances
+from headway.storage.evidence import Desk
+from headway.storage.rollouts import Rollout, find_rollout, list_strata
+
+ALERTS = ("heavy_unit", "fingerprint_changed")
+"""Reasons of entries in the log that ``decide`` does not take: they tell, and change nothing."""
+
+CLAIMED_ROWS = 2_000
+"""Evidence rows that a tick claims at most; after a long absence, the next ticks take the rest."""
+
+_LOOK_SECONDS = 60.0
+_LOOK_ROWS = 10_000
+_LOOK_BACK = timedelta(minutes=10)
+_HEAVY_SHARE = 0.05
+_HEAVY_FROM = 400  # interactions; a twentieth of fewer is soon reached by a lively conversation
+_REMEMBERED_PROVIDERS = 1_000
+_FIGURES_PER_DWELL = 10
+# A server that hangs, or a controller that is frozen in its transaction, must not keep people from the rollout.
+_LIMITS = (
+    "SELECT set_config('lock_timeout', '5s', true), set_config('statement_timeout', '30s', true),"
+    " set_config('idle_in_transaction_session_timeout', '30s', true)"
+)
+
+_log = structlog.get_logger("headway.rollouts.ticks")
+
+
+class Ticks:
+    """Takes the ticks of rollouts, and remembers what is not looked at in each of them.
+
+    Args:
+        clock: Says when.
+        tick_seconds: Length of a tick: figures are not kept more often.
+    """
+
+    def __init__(self, clock: Clock, tick_seconds: float) -> None:
+        self._clock = clock
+        self._tick_seconds = tick_seconds
+        self._looked: dict[int, float] = {}
+
+    async def take(self, connection: Connection, number: int) -> Decision | None:
+        """Take one tick of a rollout; it stands or falls with the caller's transaction.
+
+        Whoever else books or changes this rollout waits, or has been waited for: a second controller finds what the
+        first has left.
+
+        Returns:
+            The decision; None where there is nothing to decide any more.
+        """
+        await connection.execute(_LIMITS)
+        rollout = await find_rollout(connection, number, lock=True)
+        if rollout.terms is None or rollout.status is None or rollout.ended_at is not None:
+            return None
+        desk = await evidence.open_desk(connection, number, ALERTS)
+        if phase_of(rollout.status) is not None:
+            return await _Tick(connection, rollout, desk, self._clock.unix_ms(), self._tick_seconds).take(
+                look=self._is_time_to_look(number)
+            )
+        if rollout.status.state == "baseline" and self._is_time_to_look(number):
+            return await _measure(connection, rollout, desk, self._clock.unix_ms())
+        return None
+
+    def forget(self, running: Iterable[int]) -> None:
+        """Forget all rollouts but those."""
+        kept = set(running)
+        self._looked = {number: at for number, at in self._looked.items() if number in kept}
+
+    def _is_time_to_look(self, number: int) -> bool:
+        now = self._clock.monotonic_seconds()
+        if now - self._looked.get(number, -_LOOK_SECONDS) < _LOOK_SECONDS:
+            return False
+        self._looked[number] = now
+        return True
+
+
+async def _measure(connection: Connection, rollout: Rollout, desk: Desk, now_ms: int) -> Decision:
+    """Collect the stable release's baseline; complete, it is frozen, and the rollout goes on."""
+    terms, status = _running(rollout)
+    baseline = await baselines.measure(
+        connection,
+        desk.application_number,
+        desk.stable_number,
+        terms.policy,
+        terms.feedback,
+        terms.unit,
+        now_ms,
+    )
+    terms = replace(terms, baseline=baseline, recording=plan_recording(terms.policy, baseline))
+    await evidence.freeze(connection, rollout.number, terms)
+    decision = decide(terms, status, Assessment(), now_ms)
+    if decision.status != status or _is_news(desk, decision, timedelta(0), now_ms):
+        changed = await decisions.change(connection, rollout, decision, Circumstances(CONTROLLER, now_ms, rollout.tick))
+        _tell(rollout, decision)
+        if changed.routed:
+            await routing.publish(connection)
+    return decision
+
+
+class _Tick:
+    """A tick that is being taken."""
+
+    def __init__(self, connection: Connection, rollout: Rollout, desk: Desk, now_ms: int, tick_seconds: float) -> None:
+        self._connection = connection
+        self._rollout = rollout
+        self._desk = desk
+        self._now_ms = now_ms
+        self._number = rollout.tick + 1
+        self._terms, self._status = _running(rollout)
+        pause_seconds = max(tick_seconds, self._terms.policy.dwell_seconds / _FIGURES_PER_DWELL)
+        # A tick comes a moment early as often as late.
+        self._figure_pause = timedelta(seconds=pause_seconds - tick_seconds / 2)
+        self._routed = False
+
+    async def take(self, *, look: bool) -> Decision:
+        rollout, connection = self._rollout, self._connection
+        strata = await list_strata(connection, rollout.number)
+        counts = await evidence.claim(connection, rollout.number, self._number, limit=CLAIMED_ROWS)
+        assessment = await self._book(counts, strata)
+        news = _Sightings(self._desk.providers, counts)
+        assessment = replace(assessment, provider_changed=news.changed)
+        decision = decide(self._terms, self._status, assessment, self._now_ms)
+        if decision.status.state != "paused":  # what changes in a pause is news when it is over
+            await self._remember(news)
+        if decision.outcome != "hold" or decision.status != self._status or self._has_news(decision):
+            await self._change(decision, assessment)
+            await self._keep_figure(decision.status, assessment)
+        elif self._desk.figure_at is None or utc(self._now_ms) - self._desk.figure_at >= self._figure_pause:
+            await self._keep_figure(decision.status, assessment)
+        if not is_over(decision.status):
+            await self._raise_alerts(news, look=look)
+        await self._spend(counts)
+        if self._routed:
+            await routing.publish(connection)
+        return decision
+
+    async def _book(self, counts: Mapping[ExposureKey, Counts], strata: list[Stratum]) -> Assessment:
+        connection, number, now_ms = self._connection, self._rollout.number, self._now_ms
+        body = self._desk.books
+        books = Books.fresh(self._terms) if body is None else Books.decode(self._terms, body)
+        intake = Intake(
+            evidence=counts,
+            ratings=await ratings.claim(connection, number, self._number, utc(now_ms)),
+            responses=await ratings.count_responses(connection, number, books.due(now_ms)),
+        )
+        block = books.collect(intake, strata, now_ms)
+        assessment = books.assess(self._status, strata)
+        await evidence.book(connection, number, self._number, books=books.encode(), block=block, at_ms=now_ms)
+        return assessment
+
+    def _has_news(self, decision: Decision) -> bool:
+        return _is_news(self._desk, decision, self._figure_pause, self._now_ms)
+
+    async def _change(self, decision: Decision, assessment: Assessment | None) -> None:
+        changed = await decisions.change(
+            self._connection,
+            self._rollout,
+            decision,
+            Circumstances(CONTROLLER, self._now_ms, self._number, assessment),
+        )
+        _tell(self._rollout, decision)
+        self._rollout = changed.rollout
+        self._routed = self._routed or changed.routed
+
+    async def _keep_figure(self, status: Status, assessment: Assessment) -> None:
+        await decisions.add_figure(
+            self._connection, self._rollout.number, status, assessment, tick=self._number, now_ms=self._now_ms
+        )
+
+    async def _remember(self, news: _Sightings) -> None:
+        if news.unknown and len(self._desk.providers) < _REMEMBERED_PROVIDERS:
+            await evidence.note_providers(self._connection, self._rollout.number, news.known | news.unknown)
+
+    async def _raise_alerts(self, news: _Sightings, *, look: bool) -> None:
+        _, status = _running(self._rollout)
+        if status.state == "paused":
+            return
+        if news.fingerprints:
+            message = f"a provider has changed what is behind its model: {', '.join(sorted(news.fingerprints))}"
+            await self._change(Decision("hold", "fingerprint_changed", message, status), None)
+        if look and not await decisions.has_told(self._connection, self._rollout.number, "heavy_unit", status.stage):
+            now = utc(self._now_ms)
+            heaviest, total = await evidence.find_heaviest(
+                self._connection, self._rollout.number, self._desk, since=now - _LOOK_BACK, now=now, limit=_LOOK_ROWS
+            )
+            if total >= _HEAVY_FROM and heaviest > _HEAVY_SHARE * total:
+                message = (
+                    f"one unit has {heaviest:,} of the latest {total:,} interactions: where one user or conversation is"
+                    " so large, shares say little about the others"
+                )
+                await self._change(Decision("hold", "heavy_unit", message, status), None)
+
+    async def _spend(self, counts: Mapping[ExposureKey, Counts]) -> None:
+        usd = sum(each.mirrored_cost for each in counts.values()) / COST.per_unit
+        if not usd:
+            return
+        before = self._rollout.shadow_usd
+        after = await evidence.spend(self._connection, self._rollout.number, usd)
+        rule = self._terms.policy.shadow
+        if rule is not None and routing.is_used_up(rule, after) and not routing.is_used_up(rule, before):
+            _log.info("shadow_budget_used_up", rollout=self._rollout.number, usd=after)
+            self._routed = True
+
+
+class _Sightings:
+    """What answers, beside what has answered so far.
+
+    Attributes:
+        known: What has been seen: arm, deployment, model and fingerprint.
+        unknown: What is seen for the first time.
+        changed: A deployment of which other models are known answers with a new one.
+        fingerprints: Those that are new of models that are known by others.
+    """
+
+    def __init__(self, known: Iterable[str], counts: Mapping[ExposureKey, Counts]) -> None:
+        self.known = frozenset(known)
+        seen = {f"{key.arm} {provider}" for key, found in counts.items() for provider in found.providers}
+        self.unknown = frozenset(seen - self.known)
+        models = {_model(each) for each in self.known}
+        deployments = {_deployment(each) for each in self.known}
+        self.changed = any(_model(each) not in models and _deployment(each) in deployments for each in self.unknown)
+        self.fingerprints = frozenset(
+            each.split(" ", 1)[1] for each in self.unknown if _model(each) in models and not each.endswith(" ")
+        )
+
+
+def _model(provider: str) -> str:
+    return provider.rpartition(" ")[0]
+
+
+def _deployment(provider: str) -> str:
+    return " ".join(provider.split(" ", 2)[:2])
+
+
+def _is_news(desk: Desk, decision: Decision, pause: timedelta, now_ms: int) -> bool:
+    """Say whether a hold belongs in the log: it says something else than the last one.
+
+    That another metric is now the one that is waited for is said no more often than figures are kept.
+    """
+    if (decision.outcome, decision.reason) != (desk.last_outcome, desk.last_reason):
+        return True
+    if decision.metric == desk.last_metric or desk.last_at is None:
+        return False
+    return utc(now_ms) - desk.last_at >= pause
+
+
+def _running(rollout: Rollout) -> tuple[Terms, Status]:
+    assert rollout.terms is not None, "not manual"
+    assert rollout.status is not None, "not manual"
+    return rollout.terms, rollout.status
+
+
+def _tell(rollout: Rollout, decision: Decision) -> None:
+    level = _log.info if decision.outcome in {"advance", "promote", "hold"} else _log.warning
+    level(
+        "rollout_decided",
+        rollout=rollout.number,
+        application=rollout.application,
+        outcome=decision.outcome,
+        reason=decision.reason,
+        detail=decision.message,
+    )
