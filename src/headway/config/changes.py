@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from headway.config.spec import ApplicationSpec, Specification
+from headway.config.quantities import format_duration, format_share
+from headway.config.spec import ApplicationSpec, Specification, WebhookSpec
+from headway.domain.policy import MetricRule, Policy, StageRule
 from headway.domain.release import Deployment
 
 Action = Literal["created", "changed", "removed"]
@@ -25,6 +27,10 @@ _KEYS = {
     "breaker_seconds": "circuit.open (seconds)",
     "record_content": "record prompts and answers",
     "retention_days": "retention (days)",
+    "dwell_seconds": "dwell",
+    "feedback_window_seconds": "feedback_window",
+    "settle_seconds": "settle",
+    "max_duration_seconds": "max_duration",
 }
 
 
@@ -74,6 +80,8 @@ def _subjects(specification: Specification) -> dict[str, dict[str, Any]]:
     subjects = {f"deployment {name}": _deployment(value) for name, value in specification.deployments.items()}
     subjects |= {f"metric {name}": msgspec.structs.asdict(value) for name, value in specification.metrics.items()}
     subjects |= {f"application {name}": _application(value) for name, value in specification.applications.items()}
+    subjects |= {f"policy {name}": _policy(value) for name, value in specification.policies.items()}
+    subjects |= {f"webhook {value.url}": _webhook(value) for value in specification.webhooks}
     return subjects
 
 
@@ -99,6 +107,36 @@ def _application(application: ApplicationSpec) -> dict[str, Any]:
         },
     }
     return _flatten(plain)
+
+
+def _policy(policy: Policy) -> dict[str, Any]:
+    plain = msgspec.structs.asdict(policy)
+    plain |= {key: format_duration(value) for key, value in plain.items() if key.endswith("_seconds")}
+    plain |= {"kill_switch": msgspec.structs.asdict(policy.kill_switch), "stages": list(map(_stage, policy.stages))}
+    plain["baselines"] = {name: msgspec.structs.asdict(value) for name, value in policy.baselines.items()}
+    if policy.shadow is not None:
+        plain["shadow"] = msgspec.structs.asdict(policy.shadow)
+    if policy.holdback is not None:
+        rule = policy.holdback
+        plain["holdback"] = {"share": rule.share, "duration": format_duration(rule.seconds), "alpha": rule.alpha}
+    del plain["rules"]
+    return _flatten(plain) | {f"{rule.role} {rule.metric}": _rule(rule) for rule in policy.rules}
+
+
+def _stage(stage: StageRule) -> str:
+    return format_share(stage.share) + (" when approved" if stage.approve else "")
+
+
+def _rule(rule: MetricRule) -> str:
+    scale, unit = (100, "pp") if rule.method == "two_sample" else (1, "")
+    noun = "margin" if rule.form == "points" else "ratio"
+    lines = f"{noun} {rule.margin * scale:g}{unit}, harm {rule.harm * scale:g}{unit}, weight {rule.weight:.3g}"
+    floor = f", floor {format_share(rule.floor)}" if rule.floor else ""
+    return lines + (", superior" if rule.require == "superior" else "") + floor
+
+
+def _webhook(webhook: WebhookSpec) -> dict[str, Any]:
+    return {"secret": webhook.secret, "events": list(webhook.events)}
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from headway.config.document import Document, Place, Problem, nearest, parse, read, scan_for_secrets
 from headway.config.prompts import prompt_problem
+from headway.config.rules import Feedback, check_use, resolve_policy
 from headway.config.schema import INVALID, secret_problem
 from headway.config.spec import (
     DAY_SECONDS,
@@ -20,15 +21,16 @@ from headway.config.spec import (
     PromptSource,
     ReleaseSpec,
     Specification,
-    wait_for_engine,
+    WebhookSpec,
 )
-from headway.domain.metric import BUILT_IN_FEEDBACK, EVENT_METRICS, VALUE_METRICS, FeedbackMetric
+from headway.domain.metric import BUILT_IN_FEEDBACK, MEASURED, VALUE_METRICS, FeedbackMetric
+from headway.domain.policy import Policy
 from headway.domain.release import Bundle, Deployment, Endpoint, Operation, Prices
 from headway.errors import ConfigurationError
 
 _SENSITIVE_HEADER = re.compile(r"authori[sz]ation|cookie|key|token|secret|password|credential|signature", re.IGNORECASE)
 
-_MEASURED = frozenset([*(metric.name for metric in EVENT_METRICS), *(metric.name for metric in VALUE_METRICS)])
+_MEASURED = frozenset([*MEASURED, *(metric.name for metric in VALUE_METRICS)])
 
 Tree = Mapping[str, Any]  # as the schema read it: defaults filled in, INVALID where a problem was noted
 
@@ -62,6 +64,7 @@ def load(path: Path) -> ConfigurationFile:
     document = parse(source, str(path))
     tree: Any = INVALID
     prompts: dict[str, str] = {}
+    policies: dict[str, Policy] = {}
     if document.root is not None:
         tree = FILE.read(document.root, (), document)
     elif not document.problems:
@@ -69,12 +72,14 @@ def load(path: Path) -> ConfigurationFile:
     if tree is not INVALID:
         _check_deployments(tree, document)
         _check_metrics(tree, document)
-        _check_applications(tree, document)
+        policies = _resolve_policies(tree, document)
+        _check_applications(tree, policies, document)
+        _check_webhooks(tree, document)
         prompts = _read_prompts(tree, path, document)
     scan_for_secrets(source, document)
     if document.problems:
         raise InvalidFileError(str(path), sorted(set(document.problems), key=_order(str(path))))
-    return ConfigurationFile(path, source, _freeze(tree, prompts))
+    return ConfigurationFile(path, source, _freeze(tree, prompts, policies))
 
 
 def _order(file: str) -> Any:
@@ -160,11 +165,35 @@ def _check_metrics(tree: Tree, document: Document) -> None:
             document.complain((*place, "kind"), f"{name} is built in as {built_in.kind}; give yours another name")
 
 
-def _check_applications(tree: Tree, document: Document) -> None:
+def _resolve_policies(tree: Tree, document: Document) -> dict[str, Policy]:
+    """Resolve the policies that are sound, and complain of the others."""
+    sound = dict(BUILT_IN_FEEDBACK)
+    told = tuple(f"{problem.place}." for problem in document.problems)
+    given = {} if tree["metrics"] is INVALID else tree["metrics"]
+    broken = frozenset(name for name in given if any(place.startswith(f"metrics.{name}.") for place in told))
+    sound |= {name: _freeze_metric(entry) for name, entry in given.items() if name not in broken}
+    found = {}
+    for name, entry in _entries(tree, "policies"):
+        if name == MANUAL:
+            document.complain(("policies", name), f"{MANUAL!r} is built in; give yours another name")
+            continue
+        policy = resolve_policy(name, entry, Feedback(sound, broken), document)
+        if policy is not None:
+            found[name] = policy
+    return found
+
+
+def _check_webhooks(tree: Tree, document: Document) -> None:
+    seen = set()
+    for number, webhook in enumerate([] if tree["webhooks"] is INVALID else tree["webhooks"]):
+        url = INVALID if webhook is INVALID else webhook["url"]
+        if url in seen:
+            document.complain(("webhooks", str(number), "url"), "this URL has a webhook already; list its events there")
+        seen |= set() if url is INVALID else {url}
+
+
+def _check_applications(tree: Tree, policies: Mapping[str, Policy], document: Document) -> None:
     metrics = None if tree["metrics"] is INVALID else {*BUILT_IN_FEEDBACK, *tree["metrics"]}
-    policies = {} if tree["policies"] is INVALID else tree["policies"]
-    for name in policies:
-        document.complain(("policies", name), wait_for_engine(name))
     for name, application in _entries(tree, "applications"):
         place = ("applications", name)
         retention = application["retention"]
@@ -172,7 +201,9 @@ def _check_applications(tree: Tree, document: Document) -> None:
             document.complain((*place, "retention"), "expected whole days, such as 30d")
         policy = application["policy"]
         if policy is not INVALID and tree["policies"] is not INVALID:
-            _check_known(policy, "policy", {MANUAL, *policies}, (*place, "policy"), document)
+            _check_known(policy, "policy", {MANUAL, *tree["policies"]}, (*place, "policy"), document)
+        if policy in policies:
+            check_use(policies[policy], application, tree["deployments"], place, document)
         if application["metrics"] not in (None, INVALID) and metrics is not None:
             for number, metric in enumerate(application["metrics"]):
                 _check_known(metric, "metric", metrics, (*place, "metrics", str(number)), document)
@@ -246,7 +277,7 @@ def _template_problem(text: str) -> tuple[int, str] | None:
 # --- freezing: no value is INVALID from here on --------------------------------------------------------------------
 
 
-def _freeze(tree: Tree, prompts: Mapping[str, str]) -> Specification:
+def _freeze(tree: Tree, prompts: Mapping[str, str], policies: dict[str, Policy]) -> Specification:
     deployments = {name: _freeze_deployment(name, entry) for name, entry in tree["deployments"].items()}
     declared = {name: _freeze_metric(entry) for name, entry in tree["metrics"].items()}
     metrics = BUILT_IN_FEEDBACK | declared
@@ -261,7 +292,13 @@ def _freeze(tree: Tree, prompts: Mapping[str, str]) -> Specification:
             metrics=chosen,
             release=_freeze_release(entry["release"], deployments, prompts.get(name)),
         )
-    return Specification(deployments=deployments, metrics=declared, applications=applications)
+    return Specification(
+        deployments=deployments,
+        metrics=declared,
+        applications=applications,
+        policies=policies,
+        webhooks=tuple(WebhookSpec(each["url"], each["secret"], tuple(each["events"])) for each in tree["webhooks"]),
+    )
 
 
 def _freeze_deployment(name: str, entry: Tree) -> Deployment:

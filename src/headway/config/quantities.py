@@ -1,16 +1,19 @@
-"""Quantities as people write them: durations ("5s", "30d") and shares ("10%", "0.1")."""
+"""Quantities as people write them: durations ("5s", "30d"), shares ("10%", "0.1"), measures ("5pp", "70%", "800ms")."""
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
+from typing import Literal, NamedTuple
 
 from headway.domain.display import format_share
 
-__all__ = ["format_duration", "format_share", "parse_duration", "parse_share"]
+__all__ = ["Measure", "format_duration", "format_share", "parse_duration", "parse_measure", "parse_share"]
 
 _DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
+_MEASURE = re.compile(r"([+-]?[\d.][\d.eE+-]{0,29}?)\s*(|pp|%|ms|s|m|h|d)", re.ASCII)
 _SHARE = re.compile(r"(\d{1,4}(?:\.\d{1,9})?)\s*(%?)", re.ASCII)
 
 
@@ -67,3 +70,34 @@ def parse_share(text: str) -> float:
         meant = f"{number.normalize():f}% or 100%" if number < 100 else "100%"
         raise ValueError(f"{text.strip()} is not clear: write {meant}")
     return float(number)
+
+
+class Measure(NamedTuple):
+    """A number with what stands behind it: ``pp`` and ``%`` are divided by 100, times are in seconds."""
+
+    value: float
+    form: Literal["plain", "pp", "%", "time"]
+
+
+def parse_measure(text: str) -> Measure:
+    """Read a number, percentage points, a percentage or a duration. It may have a sign, so that one can say what of it.
+
+    Raises:
+        ValueError: It is none of them.
+
+    Example:
+        >>> parse_measure("5pp"), parse_measure("0.15"), parse_measure("800ms")
+        (Measure(value=0.05, form='pp'), Measure(value=0.15, form='plain'), Measure(value=0.8, form='time'))
+    """
+    found = _MEASURE.fullmatch(text.strip())
+    try:
+        number = Decimal(found[1] if found else "NaN")
+    except ArithmeticError:
+        number = Decimal("NaN")
+    if found is None or not math.isfinite(float(number)):
+        raise ValueError("a measure is a number, with pp, % or a unit of time behind it if it is none of its own")
+    if found[2] in _SECONDS:
+        return Measure(float(number * _SECONDS[found[2]]), "time")
+    if found[2] == "pp":
+        return Measure(float(number / 100), "pp")
+    return Measure(float(number / 100), "%") if found[2] else Measure(float(number), "plain")

@@ -14,7 +14,14 @@ from urllib.parse import urlsplit
 import yaml
 
 from headway.config.document import Document, Place, nearest, show
-from headway.config.quantities import format_duration, parse_duration
+from headway.config.quantities import (
+    Measure,
+    format_duration,
+    format_share,
+    parse_duration,
+    parse_measure,
+    parse_share,
+)
 
 _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = frozenset(_TAG + name for name in ("str", "int", "float", "timestamp"))
@@ -121,11 +128,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Number:
-    """A number between two bounds, both included."""
+    """A number between two bounds, both included unless ``between``."""
 
     minimum: float = 0.0
     maximum: float = math.inf
     whole: bool = False
+    between: bool = False
 
     def read(self, node: yaml.Node, place: Place, document: Document) -> float | int | Absent:
         """Read a number within the bounds."""
@@ -139,7 +147,8 @@ class Number:
         except ValueError:
             document.complain(place, f"expected {self.describe()}, not {show(value)}")
             return INVALID
-        if not self.minimum <= number <= self.maximum or not math.isfinite(number):
+        within = self.minimum <= number <= self.maximum and math.isfinite(number)
+        if not within or (self.between and number in (self.minimum, self.maximum)):
             document.complain(place, f"expected {self.describe()}, not {value}")
             return INVALID
         return number
@@ -147,6 +156,8 @@ class Number:
     def describe(self) -> str:
         """Say whole or not, and the bounds."""
         noun = "a whole number" if self.whole else "a number"
+        if self.between:
+            return f"{noun} between {self.minimum:g} and {self.maximum:g}"
         if math.isfinite(self.maximum):
             return f"{noun} from {self.minimum:g} to {self.maximum:.12g}"
         return f"{noun} of at least {self.minimum:g}" if math.isfinite(self.minimum) else noun
@@ -210,6 +221,61 @@ class Duration:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A share of traffic, above 0 up to everything."""
+
+    def read(self, node: yaml.Node, place: Place, document: Document) -> float | Absent:
+        """Read a percentage or a fraction, as 0 to 1."""
+        value = scalar(node, place, document, self.describe())
+        if value is INVALID:
+            return INVALID
+        try:
+            share = parse_share(value)
+        except ValueError as error:
+            document.complain(place, str(error) if value in str(error) else f"{error}, not {show(value)}")
+            return INVALID
+        if share == 0.0:
+            document.complain(place, f"expected {self.describe()}, above 0, not {value}")
+            return INVALID
+        return share
+
+    def describe(self) -> str:
+        """Show what it looks like."""
+        return "a share such as 10%"
+
+    def format(self, value: Any) -> str:
+        """Write it as a percentage."""
+        return format_share(value)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number that may have pp, % or a unit of time behind it; what it means, others know."""
+
+    what: str
+
+    def read(self, node: yaml.Node, place: Place, document: Document) -> Measure | Absent:
+        """Read the number and what stands behind it."""
+        value = scalar(node, place, document, self.what)
+        if value is INVALID:
+            return INVALID
+        try:
+            return parse_measure(value)
+        except ValueError:
+            document.complain(place, f"expected {self.what}, not {show(value)}")
+            return INVALID
+
+    def describe(self) -> str:
+        """Say what it is."""
+        return self.what
+
+    def format(self, value: Any) -> str:
+        """Write it with what stands behind it."""
+        scaled = value.value * 100 if value.form in ("pp", "%") else value.value
+        return format_duration(value.value) if value.form == "time" else f"{scaled:g}{value.form.replace('plain', '')}"
+
+
+@dataclass(frozen=True)
 class Secret:
     """A reference to a secret; what is not one is never quoted, for it may be the secret itself."""
 
@@ -249,10 +315,11 @@ def secret_problem(value: str) -> str | None:
 
 @dataclass(frozen=True)
 class Listing:
-    """A list of one kind, each item once."""
+    """A list of one kind, each item once unless it may repeat."""
 
     of: Kind
     least: int = 0
+    repeats: bool = False
 
     def read(self, node: yaml.Node, place: Place, document: Document) -> list[Any] | Absent:
         """Read the items; a list with a bad item is INVALID."""
@@ -265,7 +332,7 @@ class Listing:
             item_place = (*place, str(number))
             document.lines[item_place] = child.start_mark.line + 1
             item = self.of.read(child, item_place, document)
-            if item is not INVALID and item in items:
+            if item is not INVALID and item in items and not self.repeats:
                 document.complain(item_place, f"{self.of.format(item)} is in the list twice")
                 item = INVALID
             sound = sound and item is not INVALID
@@ -385,6 +452,33 @@ class Table:
         """Write it in braces."""
         given = {name: item for name, item in value.items() if item is not None}
         return "{" + ", ".join(f"{name}: {self.keys[name].kind.format(item)}" for name, item in given.items()) + "}"
+
+
+@dataclass(frozen=True)
+class Either:
+    """A plain value, or a mapping: of several tables, the first that has a required key of which one is given."""
+
+    plain: Kind
+    tables: tuple[Table, ...]
+
+    def read(self, node: yaml.Node, place: Place, document: Document) -> Any:
+        """Read what is there: the plain value, or a dictionary."""
+        if not isinstance(node, yaml.MappingNode):
+            return self.plain.read(node, place, document)
+        given = {key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+        fits = (table for table in self.tables if any(table.keys[key].required for key in given & table.keys.keys()))
+        return next(fits, self.tables[0]).read(node, place, document)
+
+    def describe(self) -> str:
+        """Name the plain value."""
+        return f"{self.plain.describe()}; or a mapping, see below"
+
+    def format(self, value: Any) -> str:
+        """Write it plainly, or in braces."""
+        for table in self.tables:
+            if isinstance(value, Mapping) and value.keys() == table.keys.keys():
+                return table.format(value)
+        return self.plain.format(value)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         spool_hours: Age after which spooled batches are dropped.
         queue_size: Interactions a worker holds in memory before it drops (and counts) them.
         drain_seconds: How long requests in flight may take to finish at shutdown.
+        tick_seconds: How often the controller looks at running rollouts.
         log_level: debug, info, warning or error.
         log_format: json, or console for people.
     """
@@ -55,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     spool_hours: Amount = 72.0
     queue_size: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 20_000
     drain_seconds: Amount = 30.0
+    tick_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=3600.0)] = 5.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 

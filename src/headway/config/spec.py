@@ -11,6 +11,7 @@ import msgspec
 import yaml
 
 from headway.config.document import Document, Place
+from headway.config.policies import POLICY
 from headway.config.schema import (
     INVALID,
     Absent,
@@ -30,6 +31,7 @@ from headway.config.schema import (
     mapping,
 )
 from headway.domain.metric import BUILT_IN_FEEDBACK, Direction, FeedbackKind, FeedbackMetric
+from headway.domain.policy import Policy
 from headway.domain.release import Bundle, Deployment, Operation, ProviderKind
 from headway.domain.snapshot import Unit
 
@@ -42,7 +44,18 @@ _RESERVED_HEADERS = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"}
 )
 _WITH_KNOWLEDGE = "search indexes come with a later version of Headway; remove the key until then"
-_WITH_ENGINE = "rollout policies come with the rollout engine, in a later version; until then the only one is 'manual'"
+
+WEBHOOK_EVENTS = (
+    "rollout.started",
+    "rollout.advanced",
+    "rollout.approval_needed",
+    "rollout.paused",
+    "rollout.resumed",
+    "rollout.promoted",
+    "rollout.rolled_back",
+    "rollout.inconclusive",
+    "rollout.alert",
+)
 
 
 class ReleaseSpec(msgspec.Struct, frozen=True):
@@ -63,12 +76,25 @@ class ApplicationSpec(msgspec.Struct, frozen=True):
     release: ReleaseSpec
 
 
-class Specification(msgspec.Struct, frozen=True):
-    """The whole file, parsed, checked and frozen, prompts included. It holds no secret, only references."""
+class WebhookSpec(msgspec.Struct, frozen=True):
+    """Who is told of rollouts: a URL, the reference of the secret that signs, and of which events; empty for all."""
+
+    url: str
+    secret: str | None = None
+    events: tuple[str, ...] = ()
+
+
+class Specification(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The whole file, parsed, checked and frozen, prompts included. It holds no secret, only references.
+
+    What is left out is not written, so that a file that does not use a new key keeps its hash.
+    """
 
     deployments: dict[str, Deployment]
     metrics: dict[str, FeedbackMetric]
     applications: dict[str, ApplicationSpec]
+    policies: dict[str, Policy] = {}
+    webhooks: tuple[WebhookSpec, ...] = ()
 
     def encode(self) -> bytes:
         """Write it as JSON, the same for equal content."""
@@ -86,11 +112,6 @@ def decode_specification(value: Any) -> Specification:
         msgspec.ValidationError: It is not one.
     """
     return msgspec.convert(value, Specification)
-
-
-def wait_for_engine(policy: str) -> str:
-    """Say why a policy cannot be declared yet."""
-    return "'manual' is built in; remove it from here" if policy == MANUAL else _WITH_ENGINE
 
 
 @dataclass(frozen=True)
@@ -289,7 +310,11 @@ RELEASE = Table(
 APPLICATION = Table(
     {
         "unit": Key(Choice(get_args(Unit)), "What is assigned to a release and stays with it.", default="conversation"),
-        "policy": Key(Text("the name of a policy"), "How releases are rolled out.", default=MANUAL),
+        "policy": Key(
+            Text("the name of a policy"),
+            f"How releases are rolled out: a policy of this file, or `{MANUAL}`: an operator sets the share.",
+            default=MANUAL,
+        ),
         "record": Key(
             Choice(("full", "metadata")),
             "`full` keeps prompts and answers, `metadata` everything but them.",
@@ -308,12 +333,24 @@ APPLICATION = Table(
         "release": Key(RELEASE, "The release that the application should get to.", required=True),
     }
 )
+WEBHOOK = Table(
+    {
+        "url": Key(Text("a URL", check_url), "Where messages are posted to.", required=True),
+        "secret": Key(Secret(), "Where the secret is that signs them. Without it they are not signed."),
+        "events": Key(Listing(Choice(WEBHOOK_EVENTS)), "Which events it is told of. Without it: all.", default=[]),
+    }
+)
 FILE = Table(
     {
         "deployments": Key(Named(DEPLOYMENT, "a deployment"), "LLM endpoints.", required=True),
         "metrics": Key(Named(METRIC, "a metric"), "Feedback beside the built-in metrics.", default={}),
         "applications": Key(Named(APPLICATION, "an application"), "What clients call as `model`.", required=True),
-        "policies": Key(Named(Json(), "a policy"), f"Must be absent or empty: {_WITH_ENGINE}.", default={}),
+        "policies": Key(
+            Named(POLICY, "a policy"),
+            f"How releases are rolled out, beside the built-in policy `{MANUAL}`.",
+            default={},
+        ),
+        "webhooks": Key(Listing(WEBHOOK, repeats=True), "Who is told of rollouts.", default=[]),
     },
     later={"indexes": _WITH_KNOWLEDGE},
 )

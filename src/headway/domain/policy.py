@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -10,6 +11,8 @@ from headway.domain.metric import Direction, Form, Method
 
 Role = Literal["goal", "guardrail"]
 Require = Literal["non_inferior", "superior"]
+
+DEFAULT_FLOOR = 0.001
 
 
 class StageRule(msgspec.Struct, frozen=True):
@@ -33,7 +36,8 @@ class MetricRule(msgspec.Struct, frozen=True):
         harm: The harm line, between no loss (0, or 1) and the margin: beyond it a candidate is rolled back.
         weight: Its part of alpha; the weights of a policy add up to 1.
         require: Of the goal: ``superior`` must be better than stable to reach 100 %.
-        floor: Of events: a candidate shown below this rate passes whatever its ratio (f / w to enter share w).
+        floor: Of events that are better fewer: a candidate shown below this rate passes whatever its ratio (f / w to
+            enter share w); 0 is no floor.
     """
 
     metric: str
@@ -45,7 +49,14 @@ class MetricRule(msgspec.Struct, frozen=True):
     harm: float
     weight: float
     require: Require = "non_inferior"
-    floor: float = 0.001
+    floor: float = DEFAULT_FLOOR
+
+
+DEFAULT_STAGES = tuple(StageRule(share) for share in (0.01, 0.05, 0.25, 0.5, 1.0))
+DEFAULT_GUARDRAILS = ("attempt_error_rate", "fallback_rate")
+"""Guardrails of every policy, so that fallbacks do not hide a dead candidate (statistics, 4b.7)."""
+DEFAULT_RATIO = 1.5
+"""Margin of the default guardrails."""
 
 
 class ShadowRule(msgspec.Struct, frozen=True):
@@ -135,7 +146,28 @@ class Policy(msgspec.Struct, frozen=True):
     kill_switch: KillSwitch = KillSwitch()
     baselines: dict[str, DeclaredBaseline] = {}
 
+    def __post_init__(self) -> None:
+        """Refuse a ramp that does not climb to everything from less.
+
+        Raises:
+            ValueError: Shares do not grow, do not end at 1, or there is but one.
+        """
+        shares = [stage.share for stage in self.stages]
+        climbs = all(one < other for one, other in pairwise([0.0, *shares]))
+        if len(shares) < 2 or not climbs or shares[-1] != 1.0:
+            raise ValueError(f"the shares of a policy grow from above 0 to 1 in at least two stages, not {shares}")
+
     @property
     def period_seconds(self) -> int:
         """How finely evidence knows when it was exposed: an hour, or the feedback window where that is shorter."""
         return max(1, min(3600, int(self.feedback_window_seconds)))
+
+
+def half_way(form: Form, margin: float) -> float:
+    """Give the harm line where none is set: half of the margin (statistics, section 4, "why half").
+
+    Example:
+        >>> half_way("points", 0.05), half_way("ratio", 1.5), half_way("ratio", 0.8)
+        (0.025, 1.25, 0.9)
+    """
+    return margin / 2 if form == "points" else 1 + (margin - 1) / 2

@@ -19,6 +19,7 @@ from headway.errors import ConfigurationError
             for value in ("0", "-1", "nan", "inf")
         ),
         ("QUEUE_SIZE", "0"),
+        *(("TICK_SECONDS", value) for value in ("0", "-5", "3601", "nan")),
         ("LOG_LEVEL", "loud"),
     ],
 )
