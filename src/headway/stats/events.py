@@ -51,7 +51,9 @@ class RatioInterval(NamedTuple):
     upper: float
 
 
-def event_ratio_log_factors(blocks: BlockRows, r0: float = 1.0, ratios: npt.ArrayLike = HARM_RATIOS) -> FloatArray:
+def event_ratio_log_factors(
+    blocks: BlockRows, r0: npt.ArrayLike = 1.0, ratios: npt.ArrayLike = HARM_RATIOS
+) -> FloatArray:
     """Price closed blocks: the log factor by which each multiplies the wealth of each bet.
 
     Factors of blocks add up in any order. Guarantee, assumption and source: see the module.
@@ -59,7 +61,7 @@ def event_ratio_log_factors(blocks: BlockRows, r0: float = 1.0, ratios: npt.Arra
     Args:
         blocks: rows (x_A, x_B, pi): events of stable and candidate, and the candidate's share of the exposure at risk
             (it cannot be left out: counts of events do not tell it).
-        r0: the ratio tested; positive.
+        r0: the ratio tested; positive. One per bet prices the bets of several tests at once.
         ratios: g of each bet; positive, not 1.
 
     Returns:
@@ -182,14 +184,19 @@ def _limit(excess: Callable[[float], float], start: float, end: float, beyond: f
     return beyond if excess(end) >= 0 else math.exp(find_root(excess, start, end))
 
 
-def _log_factors(x_a: FloatArray, x_b: FloatArray, pi: FloatArray, r0: float, ratios: npt.ArrayLike) -> FloatArray:
-    bets = np.atleast_1d(np.asarray(ratios, dtype=np.float64))
-    check_positive("The ratio r0", r0)
+def _log_factors(
+    x_a: FloatArray, x_b: FloatArray, pi: FloatArray, r0: npt.ArrayLike, ratios: npt.ArrayLike
+) -> FloatArray:
+    bets, null = np.atleast_1d(np.asarray(ratios, dtype=np.float64)), np.asarray(r0, dtype=np.float64)
+    check_positive("The ratio r0", null)
     check_positive("Each ratio", bets)
-    if not ((bets > 1).all() or (bets < 1).all()):
+    if not null.shape and not ((bets > 1).all() or (bets < 1).all()):
         raise ValueError("The ratios of a test must be all above 1 or all below 1.")
-    p = pi * r0 / (pi * r0 + (1 - pi))
+    if null.shape not in ((), bets.shape):
+        raise ValueError("There must be one r0, or one per bet.")
+    share = pi[:, None]
+    p = share * null / (share * null + (1 - share))
     # log(q/p) = log g - d and log((1-q)/(1-p)) = -d with d = log(1 + p (g - 1)).
-    spread = np.log1p(p[:, None] * (bets - 1))
+    spread = np.log1p(p * (bets - 1))
     factors: FloatArray = x_b[:, None] * np.log(bets) - (x_a + x_b)[:, None] * spread
     return factors
