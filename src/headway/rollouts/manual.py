@@ -94,8 +94,8 @@ def _refuse_staged(rollout: Rollout | None) -> None:
         return
     raise ConflictError(
         f"{rollout.application} is being rolled out to {rollout.candidate} under the policy {rollout.policy}, which"
-        f" sets the share: `headway rollout show {rollout.application}` says where it stands; `headway rollout advance`,"
-        " `promote` and `rollback` overrule it"
+        f" sets the share; `headway rollout show {rollout.application}` says where it stands, and `headway rollout"
+        " advance`, `promote` or `rollback` overrule the policy"
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 
 import structlog
+from prometheus_client import CollectorRegistry, generate_latest
 
 from headway.api.control_parts import ControlServices
 from headway.api.controlplane import create_app
@@ -14,12 +16,19 @@ from headway.config.settings import Settings
 from headway.domain.snapshot import Snapshot
 from headway.errors import StorageError
 from headway.gateway.feed import SnapshotFeed
+from headway.providers.webhooks import WebhookClient
+from headway.rollouts.controller import Controller
+from headway.rollouts.webhooks import Courier
 from headway.runtime.worker import Application, Tasks
 from headway.storage.database import Database
 from headway.storage.retention import enforce
 
 _log = structlog.get_logger("headway.runtime.controlplane")
 _RETENTION_SECONDS = 3600.0
+
+
+def _render_metrics(settings: Settings, registry: CollectorRegistry) -> bytes:
+    return render_metrics(settings) + generate_latest(registry)
 
 
 class ControlPlaneService:
@@ -38,13 +47,24 @@ class ControlPlaneService:
         database = Database(settings.database_url)
         stack.push_async_callback(database.close)
         await database.open()
+        webhooks = WebhookClient()
+        stack.push_async_callback(webhooks.close)
+        await webhooks.start()
+        controller = Controller(database, clock, settings.tick_seconds)
+        courier = Courier(database, clock, webhooks)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(controller)
+        registry.register(courier)
         feed = SnapshotFeed(database, settings.home / "snapshot-control.json", clock, self._take)
         await feed.start()
         tasks = Tasks(clock)
         stack.push_async_callback(tasks.close)
         tasks.run("feed", feed.run)
         tasks.run("retention", lambda: self._retain(database))
-        return create_app(ControlServices(database, clock, self._current, lambda: render_metrics(settings)))
+        tasks.run("controller", controller.run)
+        tasks.run("webhooks", courier.run)
+        metrics = partial(_render_metrics, settings, registry)
+        return create_app(ControlServices(database, clock, self._current, metrics))
 
     def _take(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
