@@ -12,16 +12,9 @@ import msgspec
 from psycopg.rows import class_row
 
 from headway.clock import utc
+from headway.config.spec import WebhookSpec
 from headway.ids import uuid7
 from headway.storage.database import Connection
-
-
-class _Webhook(msgspec.Struct, frozen=True):
-    """A webhook as the applied configuration has it; without events it is told of all."""
-
-    url: str
-    secret: str | None = None
-    events: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ async def add(connection: Connection, event: str, data: Mapping[str, Any], now_m
     row = await cursor.fetchone()
     if row is None or row[0] is None:
         return 0
-    webhooks = msgspec.json.decode(row[0], type=tuple[_Webhook, ...])
+    webhooks = msgspec.json.decode(row[0], type=tuple[WebhookSpec, ...])
     wanted = [each for each in webhooks if not each.events or event in each.events]
     at = utc(now_ms)
     body = msgspec.json.encode({"type": event, "timestamp": at, "data": data}).decode()

@@ -1,10 +1,14 @@
-"""Retention: interactions go when their time is over, whole days at once where that is possible."""
+"""Retention: interactions go when their time is over, whole days at once where that is possible.
+
+What a decision rests on stays: blocks, decisions and stages of rollouts are never removed.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
@@ -15,6 +19,9 @@ DAYS_AHEAD = 3
 BATCH_ROWS = 5000
 
 _LINK_DAYS = 30  # providers forget a response's id by then
+_ROLLOUT_DAYS = 30  # after its end; nothing is booked any more, and the blocks say all that decided
+_WEBHOOK_DAYS = 30
+_BOOKED: tuple[LiteralString, ...] = ("unit_state", "rating", "response", "evidence")
 _LOCK_WAIT = "200ms"  # dropping a day waits for whoever reads, and writers wait behind it for as long
 
 
@@ -27,6 +34,8 @@ class Removed:
         interactions: Rows deleted one by one, of applications that keep theirs for a shorter time.
         links: Links to providers' responses.
         batches: Keys of recorder batches.
+        booked: Rows that rollouts which ended long ago were booked from.
+        webhooks: Messages to webhooks, delivered or given up.
         postponed: Days that were in use and are dropped by a later pass.
     """
 
@@ -34,6 +43,8 @@ class Removed:
     interactions: int = 0
     links: int = 0
     batches: int = 0
+    booked: int = 0
+    webhooks: int = 0
     postponed: tuple[str, ...] = ()
 
 
@@ -66,7 +77,9 @@ async def enforce(
             interactions += await _delete_rows(connection, application, until, most_batches)
     links = await _delete_links(connection, now - timedelta(days=min(longest or _LINK_DAYS, _LINK_DAYS)))
     batches = await _delete_batch_keys(connection, now - timedelta(hours=max(168.0, 2 * spool_hours)))
-    return Removed(tuple(dropped), interactions, links, batches, tuple(postponed))
+    booked = await _delete_booked(connection, now - timedelta(days=_ROLLOUT_DAYS), most_batches)
+    webhooks = await _delete_webhooks(connection, now - timedelta(days=_WEBHOOK_DAYS))
+    return Removed(tuple(dropped), interactions, links, batches, booked, webhooks, tuple(postponed))
 
 
 async def list_days(connection: Connection) -> dict[date, str]:
@@ -127,5 +140,32 @@ async def _delete_links(connection: Connection, until: datetime) -> int:
 
 async def _delete_batch_keys(connection: Connection, until: datetime) -> int:
     cursor = await connection.execute("DELETE FROM recorder_batch WHERE at < %s", (until,))
+    await connection.commit()
+    return cursor.rowcount
+
+
+async def _delete_booked(connection: Connection, until: datetime, most_batches: int) -> int:
+    """Delete what rollouts that ended before ``until`` were booked from; stragglers go with a later pass."""
+    cursor = await connection.execute("SELECT id FROM rollout WHERE ended_at < %s ORDER BY id", (until,))
+    ended = [number for (number,) in await cursor.fetchall()]
+    await connection.commit()
+    deleted = 0
+    for table in _BOOKED:
+        delete = sql.SQL(
+            "DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} WHERE rollout = ANY (%s) LIMIT %s))"
+        ).format(table=sql.Identifier(table))
+        for _ in range(most_batches if ended else 0):
+            cursor = await connection.execute(delete, (ended, BATCH_ROWS))
+            await connection.commit()
+            deleted += cursor.rowcount
+            if cursor.rowcount < BATCH_ROWS:
+                break
+    return deleted
+
+
+async def _delete_webhooks(connection: Connection, until: datetime) -> int:
+    cursor = await connection.execute(
+        "DELETE FROM webhook_delivery WHERE created_at < %s AND next_at IS NULL", (until,)
+    )
     await connection.commit()
     return cursor.rowcount
