@@ -15,8 +15,9 @@ from headway.cli import (
     postgres,
     releases,
     reports,
-    rollouts,
+    rollout,
     run,
+    share,
     terminal,
 )
 
@@ -39,7 +40,7 @@ def headway(
 
 
 _GROUPS = {
-    "Traffic": {"releases": releases.app, "rollouts": rollouts.app},
+    "Traffic": {"releases": releases.app, "rollout": rollout.app},
     "Records": {"interactions": interactions.app, "feedback": feedback.app, "reports": reports.app},
     "Access": {"keys": keys.app},
 }
@@ -52,7 +53,7 @@ _COMMANDS = {
         configuration.diff,
         configuration.history,
     ),
-    "Traffic": (rollouts.share,),
+    "Traffic": (share.share,),
     "Serving": (run.run, demo.demo, openapi.openapi),
 }
 

@@ -110,21 +110,24 @@ class Screen:
     Attributes:
         reading: What to draw.
         whole: All metrics with all their figures and all decisions, however long it gets.
+        note: A warning to put on top.
     """
 
     reading: Reading
     whole: bool = False
+    note: str = ""
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         """Draw it."""
         width = min(options.max_width, _LARGEST_WIDTH)
-        height = 10_000 if self.whole else options.height or options.size.height
-        head = list(draw_head(self.reading, width))
+        height = 10_000 if self.whole else options.size.height
+        head: list[RenderableType] = [Text(self.note, "bold yellow")] if self.note else []
+        head += draw_head(self.reading, width)
         rows, metrics, room = 3, list(_draw_metrics(self.reading, width, rows=3)), 0
         while (room := height - len(head) - len(metrics) - _NEWEST_LINES) < 1 < rows:
             rows -= 1  # of each metric: detail goes first
             metrics = list(_draw_metrics(self.reading, width, rows=rows))
-        yield Group(*head, *metrics, *draw_decisions(self.reading, width, max(1, room), whole=self.whole))
+        yield Group(*head, *metrics, *draw_events(self.reading, width, max(1, room), whole=self.whole))
 
 
 def draw_head(reading: Reading, width: int) -> Iterator[RenderableType]:
@@ -145,33 +148,49 @@ def draw_head(reading: Reading, width: int) -> Iterator[RenderableType]:
     yield Text()
 
 
-def draw_decisions(reading: Reading, width: int, lines: int, *, whole: bool = False) -> Iterator[RenderableType]:
-    """Draw the last decisions, newest first; the newest in full, of the others one line each."""
-    if not reading.decisions:
-        return
-    yield Text("Decisions", "bold")
-    for index, decision in enumerate(reading.decisions[: max(1, lines)]):
-        when, what, why = describe_decision(decision, reading.now_ms)
-        if index and not whole:
-            why.truncate(max(10, width - _WHEN_WIDTH - _WHAT_WIDTH - 4), overflow="ellipsis")
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a rollout: its number in the rollout, when (UTC), what and why."""
+
+    number: int
+    at: datetime
+    what: Text
+    why: Text
+
+
+def list_events(reading: Reading) -> list[Event]:
+    """List what happened, newest first: decisions, or the shares that an operator has set."""
+    if reading.rollout.terms is None:
+        return [_set_share(stage) for stage in reversed(reading.stages)]
+    return [_decided(decision) for decision in reading.decisions]
+
+
+def _set_share(stage: Stage) -> Event:
+    why = Text.assemble((cell(stage.author), "bold"), f": {cell(stage.reason)}" if stage.reason else "")
+    return Event(stage.stage, stage.since, Text(f"to {format_share(stage.share)}", "cyan"), why)
+
+
+def _decided(decision: RolloutDecision) -> Event:
+    why = Text(cell(decision.message), "dim" if decision.outcome == "hold" else "")
+    if decision.command is not None:
+        why = Text.assemble((f"{cell(decision.author)}: ", "bold"), why)
+    what = Text(describe_outcome(decision.outcome), _OUTCOME_COLOURS.get(decision.outcome, ""))
+    return Event(decision.number, decision.at, what, why)
+
+
+def draw_events(reading: Reading, width: int, lines: int, *, whole: bool = False) -> Iterator[RenderableType]:
+    """Draw what happened last, newest first; the newest in full, of the others one line each."""
+    for index, event in enumerate(list_events(reading)[: max(1, lines)]):
+        if not index:
+            yield Text("Shares" if reading.rollout.terms is None else "Decisions", "bold")
+        elif not whole:
+            event.why.truncate(max(10, width - _WHEN_WIDTH - _WHAT_WIDTH - 4), overflow="ellipsis")
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True, width=_WHEN_WIDTH)
         table.add_column(no_wrap=True, width=_WHAT_WIDTH)
         table.add_column()
-        table.add_row(when, what, why)
+        table.add_row(Text(format_moment(event.at, reading.now_ms), "dim"), event.what, event.why)
         yield table
-
-
-def describe_decision(decision: RolloutDecision, now_ms: int) -> tuple[Text, Text, Text]:
-    """Write when a decision was taken, what it did, and why; and who asked for it, if a person did."""
-    message = Text(cell(decision.message), "dim" if decision.outcome == "hold" else "")
-    if decision.command is not None:
-        message = Text.assemble((f"{cell(decision.author)}: ", "bold"), message)
-    return (
-        Text(format_moment(decision.at, now_ms), "dim"),
-        Text(describe_outcome(decision.outcome), _OUTCOME_COLOURS.get(decision.outcome, "")),
-        message,
-    )
 
 
 def format_moment(at: datetime, now_ms: int) -> str:

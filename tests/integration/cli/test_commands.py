@@ -74,8 +74,8 @@ def test_from_an_empty_folder_to_a_promoted_release(project: Project) -> None:
     assert f"{second} goes from 10% to 50% (rollout 1, stage 2)" in shared("50%", second)
     assert "90%" not in headway("releases", "list", "support").stdout
     assert f"{second} is now the stable release" in shared("100%", second)
-    assert [stage["share"] for stage in listed("rollouts", "show", "1")["stages"]] == [0.1, 0.5, 1.0]
-    assert listed("rollouts", "list")[0]["state"] == "promoted"
+    assert [stage["share"] for stage in listed("rollout", "show", "1")["stages"]] == [0.1, 0.5, 1.0]
+    assert listed("rollout", "list")[0]["state"] == "promoted"
     assert "Be kind." in headway("releases", "show", "support", second).stdout
     assert [entry["number"] for entry in listed("history")] == [2, 1]
     assert "+Be kind." in headway("diff", "1", "2").stdout
@@ -185,7 +185,7 @@ def test_what_is_not_there_is_told_in_one_line(project: Project) -> None:
         (("share", "support", "r-1", "10"), "10 is not clear: write 10% or 100%"),
         (("releases", "list", "suport"), "no application is called 'suport'; did you mean 'support'?"),
         (("releases", "show", "support", "r-1"), "support has no release called 'r-1'"),
-        (("rollouts", "show", "9"), "there is no rollout 9"),
+        (("rollout", "show", "9"), "there is no rollout 9"),
         (("diff", "9"), "there is no applied configuration 9"),
         (("keys", "revoke", "9"), "there is no key 9"),
     ]
@@ -197,7 +197,7 @@ def test_what_is_not_there_is_told_in_one_line(project: Project) -> None:
 
 
 def test_lists_are_json_even_when_empty(project: Project) -> None:
-    for arguments in (("history",), ("releases", "list"), ("rollouts", "list"), ("keys", "list")):
+    for arguments in (("history",), ("releases", "list"), ("rollout", "list"), ("keys", "list")):
         assert listed(*arguments) == []
         assert headway(*arguments).stderr == "none\n"
 
@@ -212,7 +212,7 @@ def test_every_command_explains_itself(project: Project) -> None:
         ("history",),
         ("share",),
     ]
-    commands += [("releases", "list"), ("releases", "show"), ("rollouts", "list"), ("rollouts", "show")]
+    commands += [("releases", "list"), ("releases", "show"), ("rollout", "list"), ("rollout", "show")]
     commands += [
         ("keys", "create"),
         ("keys", "list"),

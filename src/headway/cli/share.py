@@ -1,4 +1,4 @@
-"""headway share and headway rollouts: moving traffic."""
+"""headway share: an operator moves traffic."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from headway.cli.terminal import JsonOption, author, console, emit, emit_json, emit_record, run_async
+from headway.cli.terminal import JsonOption, author, console, emit_json, run_async
 from headway.config.quantities import format_share, parse_share
 from headway.config.settings import load_settings
 from headway.errors import InvalidRequestError
 from headway.rollouts.manual import ShareChange, set_share
 from headway.runtime import open_database
-from headway.storage import rollouts
-from headway.storage.rollouts import Rollout, Stage
-
-app = typer.Typer(help="List and show rollouts, running and ended.", no_args_is_help=True)
 
 
 def share(
@@ -45,39 +41,6 @@ def share(
         console.print(Text(_describe(change)), soft_wrap=True)
 
 
-@app.command("list")
-def list_rollouts(
-    application: Annotated[str | None, typer.Argument(help="Only this application's.")] = None,
-    json: JsonOption = False,
-) -> None:
-    """List rollouts, newest first.
-
-    Example: [bold]headway rollouts list[/bold]
-    """
-    found = run_async(_list(application))
-    if json:
-        emit_json([asdict(rollout) for rollout in found])
-        return
-    columns = ("number", "application", "stable", "candidate", "state", "stage", "share", "started_at", "ended_at")
-    emit([asdict(rollout) | {"share": format_share(rollout.share)} for rollout in found], columns, json=False)
-
-
-@app.command()
-def show(number: Annotated[int, typer.Argument(help="Number of the rollout.")], json: JsonOption = False) -> None:
-    """Show a rollout with its stages: who set which share, when and why.
-
-    Example: [bold]headway rollouts show 3[/bold]
-    """
-    rollout, stages = run_async(_show(number))
-    if json:
-        emit_json(asdict(rollout) | {"stages": [asdict(stage) for stage in stages]})
-        return
-    emit_record(asdict(rollout) | {"share": format_share(rollout.share)}, json=False)
-    console.print()
-    rows = [asdict(stage) | {"share": format_share(stage.share)} for stage in stages]
-    emit(rows, ("stage", "share", "since", "author", "reason"), json=False)
-
-
 def _describe(change: ShareChange) -> str:
     rollout = change.rollout
     if not change.changed:
@@ -97,14 +60,3 @@ def _describe(change: ShareChange) -> str:
 async def _share(application: str, release: str, share: float, reason: str) -> ShareChange:
     async with open_database(load_settings()) as database, database.connection() as connection:
         return await set_share(connection, application, release, share, author=author(), reason=reason)
-
-
-async def _list(application: str | None) -> list[Rollout]:
-    async with open_database(load_settings()) as database, database.connection() as connection:
-        return await rollouts.list_rollouts(connection, application=application)
-
-
-async def _show(number: int) -> tuple[Rollout, list[Stage]]:
-    async with open_database(load_settings()) as database, database.connection() as connection:
-        rollout = await rollouts.find_rollout(connection, number)
-        return rollout, await rollouts.list_stages(connection, number)
