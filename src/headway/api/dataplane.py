@@ -28,7 +28,8 @@ from headway.errors import (
     NotFoundError,
     UnsupportedMediaTypeError,
 )
-from headway.gateway.gateway import Gateway, Headers
+from headway.gateway.exchange import Headers, Reply
+from headway.gateway.gateway import Gateway
 from headway.ids import uuid7
 
 _log = structlog.get_logger("headway.api.dataplane")
@@ -97,6 +98,15 @@ class _Reply:
 
     def error_body(self, error: HeadwayError) -> bytes:
         return openai_body(error)
+
+
+def reply_to_nobody() -> Reply:
+    """Make a reply that goes nowhere."""
+    return _Reply(_drop)
+
+
+async def _drop(_: Message) -> None:
+    pass
 
 
 class _Watch:

@@ -37,6 +37,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         queue_size: Interactions a worker holds in memory before it drops (and counts) them.
         drain_seconds: How long requests in flight may take to finish at shutdown.
         tick_seconds: How often the controller looks at running rollouts.
+        lost_control_seconds: How long a worker may hear nothing of the database before rollouts whose policy says so
+            are back to stable there.
         log_level: debug, info, warning or error.
         log_format: json, or console for people.
     """
@@ -57,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_size: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 20_000
     drain_seconds: Amount = 30.0
     tick_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=3600.0)] = 5.0
+    lost_control_seconds: Annotated[float, msgspec.Meta(ge=5.0, le=1e9)] = 60.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 

@@ -52,6 +52,10 @@ class Gate:
                 raise OverloadedError(message, retry_after_seconds=1) from None
             raise
 
+    def is_half_empty(self, others: int) -> bool:
+        """Say whether the calls that are in and so many others leave half of the places free."""
+        return not self._places or self.in_flight + others < self._places / 2
+
     def leave(self) -> None:
         """Give the place to the next in the queue."""
         while self._waiting:
@@ -107,9 +111,9 @@ class DeploymentState:
     ``takes_usage_option``: it can be asked for usage at the end of a stream; some servers refuse that.
     """
 
-    def __init__(self, deployment: Deployment, workers: int) -> None:
+    def __init__(self, deployment: Deployment, workers: int, *, gated: bool) -> None:
         operation = deployment.operation
-        places = -(-operation.max_concurrency // workers)
+        places = -(-operation.max_concurrency // workers) if gated else 0
         self.gate = Gate(places, operation.queue_size, operation.queue_seconds)
         self.breaker = CircuitBreaker(operation.breaker_failures, operation.breaker_seconds)
         self.takes_usage_option = True
@@ -121,11 +125,13 @@ class Deployments:
     Args:
         clock: Gives the monotonic time.
         workers: Among how many workers a deployment's concurrency is shared out.
+        gated: Whether calls wait for a place.
     """
 
-    def __init__(self, clock: Clock, workers: int) -> None:
+    def __init__(self, clock: Clock, workers: int, *, gated: bool = True) -> None:
         self._clock = clock
         self._workers = workers
+        self._gated = gated
         self._states: dict[Deployment, DeploymentState] = {}
 
     def state(self, deployment: Deployment) -> DeploymentState:
@@ -134,7 +140,7 @@ class Deployments:
         if state is None:
             if len(self._states) >= 1000:
                 self._states = {known: state for known, state in self._states.items() if state.gate.in_flight}
-            state = self._states[deployment] = DeploymentState(deployment, self._workers)
+            state = self._states[deployment] = DeploymentState(deployment, self._workers, gated=self._gated)
         return state
 
     def now(self) -> float:

@@ -1,4 +1,8 @@
-"""The feed of routing snapshots: listens, polls, and keeps the last one on disk for days without a database."""
+"""The feed of routing snapshots: listens, polls, and keeps the last one on disk for days without a database.
+
+Who has heard nothing for too long is cut off from the controller: nobody could tell it to take a candidate back. Until
+it hears again, rollouts that ask for that (``on_lost_control: stable``) are left out of the snapshot that it serves.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from headway.storage.routing import CHANNEL, latest
 _log = structlog.get_logger("headway.gateway.feed")
 _POLL_SECONDS = 1.0
 _READ_SECONDS = 5.0
+_WATCH_SECONDS = 1.0
 
 
 class SnapshotFeed:
@@ -29,14 +34,27 @@ class SnapshotFeed:
         database: Where snapshots come from.
         path: The file that keeps the last one.
         clock: For waiting between polls.
-        on_change: Called with each new snapshot, the first included.
+        on_change: Called with what is to be served: each new snapshot, the first included; and when the database has
+            been lost for too long, and when it is back.
+        lost_seconds: How long is too long.
     """
 
-    def __init__(self, database: Database, path: Path, clock: Clock, on_change: Callable[[Snapshot], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        path: Path,
+        clock: Clock,
+        on_change: Callable[[Snapshot], None],
+        lost_seconds: float = 60.0,
+    ) -> None:
         self._database = database
         self._path = path
         self._clock = clock
         self._on_change = on_change
+        self._lost_seconds = lost_seconds
+        self._snapshot: Snapshot | None = None
+        self._heard_at: float | None = None
+        self._lost = False
         self._number = 0
         self._away = False
         self._unreadable = False
@@ -77,6 +95,28 @@ class SnapshotFeed:
                 self._away = True
                 await self._clock.sleep(_POLL_SECONDS)
 
+    async def watch(self) -> None:
+        """See, until cancelled, whether the database is heard of; apart from ``run``, which may be waiting for it."""
+        while True:
+            await self._clock.sleep(_WATCH_SECONDS)
+            self._look()
+
+    def _look(self) -> None:
+        heard_at = self._heard_at
+        lost = heard_at is None or self._clock.monotonic_seconds() - heard_at > self._lost_seconds
+        if lost == self._lost or self._snapshot is None:
+            return
+        self._lost = lost
+        if not lost:
+            _log.info("control_back", snapshot=self._number)
+        else:
+            _log.warning("control_lost", snapshot=self._number, seconds=self._lost_seconds)
+        self._serve(self._snapshot)
+
+    def _serve(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._on_change(without_control(snapshot) if self._lost else snapshot)
+
     async def _follow(self, connection: Connection) -> None:
         while True:
             snapshot = await self._read(connection)
@@ -100,13 +140,18 @@ class SnapshotFeed:
                 _log.error("snapshot_unreadable", detail=str(error), snapshot=self._number)
             self._unreadable = True
             return None
+        self._heard_at = self._clock.monotonic_seconds()
         if snapshot is not None:
             self._unreadable = False
+        elif self._lost:
+            self._look()
         return snapshot
 
     def _take(self, snapshot: Snapshot) -> None:
         self._number = snapshot.number
-        self._on_change(snapshot)
+        # One that comes from disk says nothing of how long ago the database was there.
+        self._lost = self._heard_at is None
+        self._serve(snapshot)
         try:
             self._save(snapshot)
         except OSError as error:
@@ -131,3 +176,14 @@ class SnapshotFeed:
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             _log.warning("snapshot_unreadable", detail=str(error), file=str(self._path))
             return None
+
+
+def without_control(snapshot: Snapshot) -> Snapshot:
+    """Leave out the rollouts that return to stable when nobody controls them."""
+    applications = {
+        name: msgspec.structs.replace(each, rollout=None)
+        if each.rollout is not None and each.rollout.stable_when_lost
+        else each
+        for name, each in snapshot.applications.items()
+    }
+    return msgspec.structs.replace(snapshot, applications=applications)

@@ -3,86 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
 
-import msgspec
 import structlog
 
-from headway.clock import Clock, elapsed_ms, utc
+from headway.clock import Clock
 from headway.domain.interaction import Interaction, Operation
-from headway.domain.release import Prices
 from headway.domain.snapshot import ApplicationRoute, KeyRoute, Snapshot
-from headway.errors import HeadwayError, InvalidRequestError, NotFoundError, ProviderError, ProviderTimeoutError
-from headway.gateway.answers import JunkError, rewrite_answer
-from headway.gateway.calls import Caller, Opened
+from headway.errors import InvalidRequestError, NotFoundError
 from headway.gateway.conversations import Conversations
+from headway.gateway.exchange import Answerer, Exchange, Headers, Reply, recorded
 from headway.gateway.parsing import ParsedRequest, parse_request
 from headway.gateway.quota import Quota
 from headway.gateway.recorder import Recorder
-from headway.gateway.rendering import ReleaseRenderer
-from headway.gateway.routing import Route, Unit, choose_release, choose_unit, continue_from, find_application
-from headway.gateway.streams import ChatStream, ResponsesStream, StreamRewriter
-from headway.gateway.tracing import Trace, Tracing
-from headway.ids import InteractionId, Signer, uuid7
-from headway.providers.client import CallError
+from headway.gateway.routing import (
+    Route,
+    Unit,
+    carry_over,
+    choose_release,
+    choose_unit,
+    continue_from,
+    find_application,
+    outside,
+)
+from headway.gateway.shadow import Mirrors, can_mirror
+from headway.gateway.tracing import Tracing
+from headway.ids import InteractionId, Kind, Signer, uuid7
 from headway.storage.links import ResponseLink
 
 _log = structlog.get_logger("headway.gateway")
-Headers = tuple[tuple[bytes, bytes], ...]
-_JSON = b"application/json"
-_EVENTS = b"text/event-stream; charset=utf-8"
-CLIENT_GONE = 499
-_RECORDED_BYTES = 1024 * 1024
-_DAY_MS = 86_400_000
-
-
-class Reply(Protocol):
-    """Where an answer goes. A method that waits makes the provider wait too."""
-
-    async def whole(self, status: int, content_type: bytes, body: bytes, headers: Headers = ()) -> None:
-        """Send an answer as a whole."""
-        ...
-
-    async def begin(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
-        """Send status and headers of a streamed answer."""
-        ...
-
-    async def piece(self, data: bytes) -> None:
-        """Send a piece of a streamed answer."""
-        ...
-
-    async def end(self) -> None:
-        """End a streamed answer."""
-        ...
-
-    async def fail(self, error: HeadwayError, headers: Headers = ()) -> int:
-        """Send an error as a whole answer; gives its HTTP status."""
-        ...
-
-    def error_body(self, error: HeadwayError) -> bytes:
-        """Write an error as OpenAI's error JSON, for an event of a stream that has begun."""
-        ...
-
-
-class _Exchange(NamedTuple):
-    """One request on its way: what the steps of its handling share."""
-
-    parsed: ParsedRequest
-    route: Route
-    unit: Unit
-    interaction: Interaction
-    answer_id: bytes
-    previous: ResponseLink | None
-    started: float
-    headers: Headers
-    trace: Trace | None
 
 
 class Gateway:
     """Answers requests: routes, renders, calls, rewrites, records.
 
     Args:
-        caller: Makes the provider calls.
+        answerer: Gets the answers.
+        mirrors: Take what has been answered in a shadow stage.
         recorder: Takes what happened.
         quota: Admits requests of keys.
         conversations: Finds earlier responses.
@@ -92,27 +48,28 @@ class Gateway:
 
     def __init__(
         self,
-        caller: Caller,
+        answerer: Answerer,
+        mirrors: Mirrors,
         recorder: Recorder,
         quota: Quota,
         conversations: Conversations,
         clock: Clock,
         tracing: Tracing | None,
     ) -> None:
-        self._caller = caller
+        self._answerer = answerer
+        self._mirrors = mirrors
         self._recorder = recorder
         self._quota = quota
         self._conversations = conversations
         self._clock = clock
         self._tracing = tracing
-        self._renderers: dict[int, ReleaseRenderer] = {}
-        self._day = (-1, "")
         self._snapshot: Snapshot | None = None
         self._signer: Signer | None = None
 
     def switch(self, snapshot: Snapshot) -> None:
         """Serve by a new snapshot from the next request on; requests in flight keep theirs."""
-        self._renderers = {number: made for number, made in self._renderers.items() if number in snapshot.releases}
+        self._answerer.switch(snapshot)
+        self._mirrors.switch(snapshot)
         self._signer = snapshot.signing.signer()
         self._snapshot = snapshot
 
@@ -159,7 +116,7 @@ class Gateway:
         try:
             exchange = await self._assign(parsed, application, pinned or None, key, headers, started)
             try:
-                await self._answer(exchange, reply)
+                await self._answerer.answer(exchange, reply)
             finally:
                 cost = self._finish(exchange, application.name)
         finally:
@@ -173,7 +130,7 @@ class Gateway:
         key: KeyRoute,
         headers: Mapping[bytes, bytes],
         started: float,
-    ) -> _Exchange:
+    ) -> Exchange:
         identifier = uuid7(self._clock.unix_ms())
         route, unit, previous = await self._place(parsed, application, pinned, key, headers, identifier.hex())
         release = route.release
@@ -206,7 +163,7 @@ class Gateway:
             user=parsed.user,
             operation=parsed.operation,
             stream=parsed.stream,
-            request=_recorded(parsed.body) if application.record_content else None,
+            request=recorded(parsed.body) if application.record_content else None,
         )
         ids: Headers = (
             (b"x-headway-interaction", answer_id),
@@ -214,7 +171,7 @@ class Gateway:
             (b"x-request-id", answer_id),
         )
         trace = self._tracing.begin(headers, parsed.operation, application.name) if self._tracing is not None else None
-        return _Exchange(parsed, route, unit, interaction, answer_id, previous, started, ids, trace)
+        return Exchange(parsed, route, unit, interaction, answer_id, previous, started, ids, trace)
 
     async def _place(
         self,
@@ -230,13 +187,21 @@ class Gateway:
         if parsed.previous_response_id is None:
             header = headers.get(b"x-headway-unit", b"").decode("utf-8", "replace")
             unit = choose_unit(snapshot, application, key, parsed, header, own)
-            return choose_release(snapshot, application, key, unit.name, pinned), unit, None
+            route = choose_release(snapshot, application, key, unit.name, pinned)
+            if route.is_shadowed and not can_mirror(parsed):
+                route = outside(route)
+            return route, unit, None
         earlier = self._read_previous(parsed.previous_response_id, key)
         route = continue_from(snapshot, application, earlier)
         if pinned is not None and choose_release(snapshot, application, key, "", pinned).release != route.release:
             message = "previous_response_id was answered by another release than the one pinned in `model`"
             raise InvalidRequestError(message, param="model", code="release_mismatch")
         previous = await self._conversations.find(earlier.uuid)
+        if route.release.number != earlier.release:
+            previous = carry_over(previous, snapshot.releases[earlier.release], route.release)
+        if route.rollout and previous.unit == earlier.uuid.hex():
+            # The earlier turn was a unit of its own, and has been counted: this one is none.
+            route = route._replace(kind=Kind.PINNED)
         return route, Unit(previous.unit, previous.conversation), previous
 
     def _read_previous(self, text: str, key: KeyRoute) -> InteractionId:
@@ -250,153 +215,11 @@ class Gateway:
             raise NotFoundError(message, param="previous_response_id", code="previous_response_not_found")
         return earlier
 
-    async def _answer(self, exchange: _Exchange, reply: Reply) -> None:
-        """Get the answer and pass it on; every way out of here leaves a status in the interaction."""
-        interaction = exchange.interaction
-        interaction.status = CLIENT_GONE
-        interaction.aborted = True
-        opened: Opened | None = None
-        try:
-            opened = await self._open(exchange)
-            if opened.pieces is None:
-                await self._pass_whole(exchange, opened, reply)
-            else:
-                await self._pass_stream(exchange, opened, reply)
-            interaction.aborted = False
-        except HeadwayError as error:
-            interaction.error = error.error_code
-            interaction.release_error = not isinstance(error, InvalidRequestError)  # else it is the caller's
-            interaction.aborted = False
-            interaction.status = await reply.fail(error, exchange.headers)
-        finally:
-            if opened is not None:
-                opened.close()
-
-    async def _open(self, exchange: _Exchange) -> Opened:
-        parsed, route, interaction = exchange.parsed, exchange.route, exchange.interaction
-        renderer = self._renderers.get(route.release.number)
-        if renderer is None:
-            renderer = self._renderers[route.release.number] = ReleaseRenderer(route.release)
-        fields = renderer.render(parsed, self._today(interaction.unix_ms))
-        only = None
-        if exchange.previous is not None:
-            fields["previous_response_id"] = msgspec.Raw(msgspec.json.encode(exchange.previous.provider_id))
-            only = exchange.previous.deployment
-        interaction.overhead_ms = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
-        return await self._caller.call(route.release, renderer, parsed, fields, interaction, exchange.trace, only)
-
-    def _today(self, unix_ms: int) -> str:
-        day = unix_ms // _DAY_MS
-        if day != self._day[0]:
-            self._day = (day, utc(unix_ms).strftime("%Y-%m-%d"))
-        return self._day[1]
-
-    async def _pass_whole(self, exchange: _Exchange, opened: Opened, reply: Reply) -> None:
-        interaction = exchange.interaction
-        came = self._clock.monotonic_seconds()
-        status = opened.answer.status
-        body, content_type = opened.body, _JSON
-        if opened.content is None:
-            given = opened.answer.headers.get("Content-Type", "application/json")
-            content_type = given.encode("utf-8", "surrogateescape")  # as it came
-            interaction.error, interaction.release_error, interaction.filtered = judge_rejection(body)
-        else:
-            previous = exchange.parsed.previous_response_id
-            body = rewrite_answer(
-                interaction, body, opened.content, exchange.answer_id, previous.encode() if previous else None
-            )
-            if interaction.operation == "responses":
-                await self._keep_link(exchange, opened)
-            if interaction.request is not None:
-                interaction.answer = _recorded(body)
-        interaction.overhead_ms += elapsed_ms(came, self._clock.monotonic_seconds())
-        await reply.whole(status, content_type, body, exchange.headers)
-        interaction.status = status
-
-    async def _pass_stream(self, exchange: _Exchange, opened: Opened, reply: Reply) -> None:
-        assert opened.pieces is not None
-        interaction = exchange.interaction
-        rewriter = self._rewriter(exchange)
-        begun = False
-        linked = interaction.operation != "responses"
-        try:
-            data = rewriter.feed(opened.take_body())
-            while True:
-                if rewriter.saw_content and interaction.first_token_ms is None:
-                    interaction.first_token_ms = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
-                if not linked and interaction.provider_id:
-                    linked = True
-                    await self._keep_link(exchange, opened)
-                if data:
-                    if not begun:
-                        await reply.begin(opened.answer.status, _EVENTS, exchange.headers)
-                        begun = True
-                    if rewriter.ended:  # whoever has the last event may leave; the provider's connection ends later
-                        _note_end(interaction, opened, rewriter)
-                    await reply.piece(data)
-                try:
-                    data = rewriter.feed(await anext(opened.pieces))
-                except StopAsyncIteration:
-                    break
-            rest = rewriter.finish()
-            if not begun:
-                await reply.begin(opened.answer.status, _EVENTS, exchange.headers)
-            if rest:
-                await reply.piece(rest)
-            await reply.end()
-            _note_end(interaction, opened, rewriter)
-        except (CallError, JunkError) as error:
-            if rewriter.ended:
-                await reply.end()
-                return
-            interaction.attempt_errors += 1
-            failure = _broken_off(opened.deployment.name, error)
-            if not begun:
-                raise failure from error
-            interaction.error, interaction.release_error = failure.error_code, True
-            interaction.status = opened.answer.status
-            await reply.piece(_error_event(interaction.operation, rewriter, reply.error_body(failure)))
-            await reply.end()
-        finally:
-            if interaction.request is not None:
-                interaction.answer = _recorded(rewriter.transcript())
-
-    def _rewriter(self, exchange: _Exchange) -> StreamRewriter:
-        parsed, interaction = exchange.parsed, exchange.interaction
-        keep = interaction.request is not None
-        if parsed.operation == "responses":
-            previous = parsed.previous_response_id
-            return ResponsesStream(interaction, exchange.answer_id, previous.encode() if previous else None, keep)
-        return ChatStream(interaction, exchange.answer_id, hide_usage=not parsed.include_usage, keep=keep)
-
-    async def _keep_link(self, exchange: _Exchange, opened: Opened) -> None:
-        interaction = exchange.interaction
-        if not interaction.provider_id or exchange.parsed.fields.get("store") == msgspec.Raw(b"false"):
-            return
-        await self._conversations.keep(
-            ResponseLink(
-                interaction.id,
-                interaction.provider_id,
-                opened.deployment.name,
-                exchange.unit.conversation,
-                exchange.unit.name,
-            )
-        )
-
-    def _finish(self, exchange: _Exchange, application: str) -> float | None:
+    def _finish(self, exchange: Exchange, application: str) -> float | None:
         """Price and record the interaction; gives its cost in US dollars, if known."""
         interaction = exchange.interaction
         release = exchange.route.release
-        prices = next(
-            (
-                deployment.operation.usd_per_million_tokens
-                for deployment in release.deployments
-                if deployment.name == interaction.deployment
-            ),
-            None,
-        )
-        interaction.cost_usd = cost_of(interaction, prices)
-        interaction.total_ms = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
+        self._answerer.complete(exchange)
         self._recorder.record(interaction)
         if exchange.trace is not None:
             exchange.trace.finish(interaction, application, release.name)
@@ -411,72 +234,6 @@ class Gateway:
                 deployment=interaction.deployment,
                 attempts=interaction.attempts,
             )
+        if exchange.route.is_shadowed:
+            self._mirrors.offer(exchange)
         return interaction.cost_usd
-
-
-def _recorded(body: bytes) -> bytes:
-    """Give what is recorded of a body: all of it, or how large it was (pictures make for large prompts)."""
-    if len(body) <= _RECORDED_BYTES:
-        return body
-    return msgspec.json.encode({"headway": f"not recorded: {len(body)} bytes, more than {_RECORDED_BYTES}"})
-
-
-def cost_of(interaction: Interaction, prices: Prices | None) -> float | None:
-    """Price an interaction in US dollars; None without prices or usage."""
-    if prices is None or interaction.input_tokens is None:
-        return None
-    return prices.cost_usd(interaction.input_tokens, interaction.output_tokens or 0, interaction.cached_tokens or 0)
-
-
-def _note_end(interaction: Interaction, opened: Opened, rewriter: StreamRewriter) -> None:
-    """Record that the client has the whole stream."""
-    interaction.status, interaction.aborted = opened.answer.status, False
-    if rewriter.error is not None:
-        interaction.error, interaction.release_error = "provider_error", True
-
-
-def _broken_off(deployment: str, error: CallError | JunkError) -> ProviderError:
-    message = f"deployment {deployment!r} broke off: {error}"
-    if isinstance(error, JunkError):
-        return ProviderError(message, code="provider_junk")
-    return ProviderTimeoutError(message) if error.timed_out else ProviderError(message, code="provider_cut")
-
-
-_RELEASE_CAUSED = ("context_length", "unsupported_", "model_", "max_tokens", "invalid_prompt")
-
-
-class _ErrorDetail(msgspec.Struct):
-    code: str | int | None = None
-    type: str | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _ErrorDetail | str | None = None
-
-
-def judge_rejection(body: bytes) -> tuple[str, bool, bool]:
-    """Say whose fault a provider's 4xx is.
-
-    Returns:
-        Its code, whether the release caused it (statistics, booking rule 7), whether a content filter stepped in.
-    """
-    try:
-        error = msgspec.json.decode(body, type=_ErrorBody).error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        error = None
-    code = str((error.code or error.type) if isinstance(error, _ErrorDetail) else "") or "provider_refused"
-    return code[:100], code.startswith(_RELEASE_CAUSED), code == "content_filter"
-
-
-def _error_event(operation: Operation, rewriter: StreamRewriter, body: bytes) -> bytes:
-    if operation != "responses" or not isinstance(rewriter, ResponsesStream):
-        return b"data: " + body + b"\n\n"
-    detail = msgspec.json.decode(body)["error"]
-    event = {
-        "type": "error",
-        "sequence_number": rewriter.sequence_number + 1,
-        "code": detail["code"],
-        "message": detail["message"],
-        "param": None,
-    }
-    return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"

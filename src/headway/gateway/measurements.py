@@ -16,7 +16,7 @@ import msgspec
 
 from headway.domain.interaction import Interaction
 from headway.domain.metric import EVENT_METRICS, LATENCY
-from headway.ids import Arm
+from headway.ids import Arm, Kind
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper edges of the histograms of provider times."""
@@ -62,6 +62,13 @@ OVERHEAD = Family("headway_overhead_seconds", "Time spent in Headway itself.", (
 REFUSED = Family("headway_interactions_refused", "Interactions that the database refused, one by one.", ())
 SPOOL_DROPPED = Family("headway_spool_dropped", "Interactions dropped from a spool that was full or too old.", ())
 CONTENT_DROPPED = Family("headway_content_dropped", "Interactions recorded without content: memory was short.", ())
+MIRRORED = Family(
+    "headway_mirrored",
+    "Requests mirrored to a candidate in its shadow stage, by status.",
+    (*_RELEASE, "status"),
+)
+MIRRORED_COST = Family("headway_mirrored_cost_usd", "Cost of mirrored requests in US dollars.", _RELEASE)
+MIRRORS_DROPPED = Family("headway_mirrors_dropped", "Mirrored requests given up: there was no room for them.", _RELEASE)
 FAMILIES = (
     REQUESTS,
     REJECTED,
@@ -77,6 +84,9 @@ FAMILIES = (
     REFUSED,
     SPOOL_DROPPED,
     CONTENT_DROPPED,
+    MIRRORED,
+    MIRRORED_COST,
+    MIRRORS_DROPPED,
 )
 
 Values = list[float]
@@ -107,6 +117,9 @@ class Measurements:
         self._changed = True
         groups: dict[tuple[int, int, int, str, int], list[Interaction]] = {}
         for each in interactions:
+            if each.kind == Kind.SHADOW:
+                self._count_mirrored(each)
+                continue
             key = (each.application, each.release, each.arm, each.operation, each.status // 100)
             group = groups.get(key)
             if group is None:
@@ -173,6 +186,12 @@ class Measurements:
         for direction, read in _TOKENS:
             self.count(TOKENS, (*names, direction), sum(filter(None, map(read, group))))
         self.count(COST, names, sum(filter(None, map(_cost_usd, group))))
+
+    def _count_mirrored(self, mirrored: Interaction) -> None:
+        names = (str(mirrored.application), str(mirrored.release))
+        self.count(MIRRORED, (*names, f"{mirrored.status // 100}xx"), 1)
+        self.count(MIRRORED_COST, names, mirrored.cost_usd or 0.0)
+        self._count_calls([mirrored])
 
     def _count_calls(self, group: Sequence[Interaction]) -> None:
         calls: dict[str, list[int]] = {}

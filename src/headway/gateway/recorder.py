@@ -14,7 +14,14 @@ from headway.clock import Clock
 from headway.config.settings import Settings
 from headway.domain.interaction import Interaction
 from headway.errors import HeadwayError, StorageError
-from headway.gateway.measurements import CONTENT_DROPPED, REFUSED, REJECTED, SPOOL_DROPPED, Measurements
+from headway.gateway.measurements import (
+    CONTENT_DROPPED,
+    MIRRORS_DROPPED,
+    REFUSED,
+    REJECTED,
+    SPOOL_DROPPED,
+    Measurements,
+)
 from headway.gateway.quota import Quota
 from headway.gateway.scoreboard import Column, Predecessor, Scoreboard
 from headway.storage.batches import Batch, BatchRefusedError, BatchWriter, KeyUsage
@@ -94,6 +101,10 @@ class Recorder:
     def note_rejected(self, code: str) -> None:
         """Count a request that was turned away before it became an interaction, by the code of its error."""
         self._measurements.count(REJECTED, (code,), 1)
+
+    def note_mirror_dropped(self, application: int, release: int) -> None:
+        """Count a request that should have been mirrored to a release, and was not."""
+        self._measurements.count(MIRRORS_DROPPED, (str(application), str(release)), 1)
 
     async def start(self) -> None:
         """Begin to write what is recorded."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from headway.domain.assignment import fingerprint, is_candidate
+from headway.domain.release import Endpoint
 from headway.domain.snapshot import ApplicationRoute, KeyRoute, ReleaseRoute, Snapshot
 from headway.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
 from headway.gateway.parsing import ParsedRequest
 from headway.ids import Arm, InteractionId, Kind
+from headway.storage.links import ResponseLink
 
 _MAX_NAME = 512
 
@@ -30,6 +34,11 @@ class Route(NamedTuple):
     stage: int
     arm: int
     kind: int
+
+    @property
+    def is_shadowed(self) -> bool:
+        """Whether it is served by stable while its rollout mirrors requests to the candidate."""
+        return self.stage == 0 and self.rollout > 0
 
 
 def find_application(snapshot: Snapshot, key: KeyRoute, name: str) -> ApplicationRoute:
@@ -116,7 +125,10 @@ def choose_release(
 
 
 def continue_from(snapshot: Snapshot, application: ApplicationRoute, previous: InteractionId) -> Route:
-    """Keep a later turn on the release that gave the earlier answer.
+    """Keep a later turn on the release that gave the earlier answer, if that is no candidate of a rollout that is over.
+
+    While the rollout goes on, the turn is booked under the stage at which its conversation was assigned: at today's
+    share it would not have been. A candidate that was taken back answers no more; the turn goes to stable.
 
     Raises:
         NotFoundError: That release is no longer served.
@@ -126,11 +138,45 @@ def continue_from(snapshot: Snapshot, application: ApplicationRoute, previous: I
         message = "previous_response_id: its release is no longer served by this application; start a new conversation"
         raise NotFoundError(message, param="previous_response_id", code="previous_response_not_found")
     rollout = application.rollout
-    if rollout is not None and rollout.number == previous.rollout:
-        return Route(application, release, rollout.number, rollout.stage, previous.arm, previous.kind)
-    # Its rollout has ended: the turn is nobody's evidence any more.
-    kind = Kind.PINNED if previous.kind == Kind.PINNED else Kind.RANDOMISED
-    return Route(application, release, 0, 0, Arm.STABLE, kind)
+    if rollout is not None and rollout.number == previous.rollout and previous.stage:
+        return Route(application, release, rollout.number, previous.stage, previous.arm, previous.kind)
+    if previous.kind == Kind.PINNED and not previous.rollout:
+        return Route(application, release, 0, 0, Arm.STABLE, Kind.PINNED)
+    # The turn is nobody's evidence (any more).
+    if previous.arm == Arm.CANDIDATE:
+        release = snapshot.releases[application.stable]
+    return Route(application, release, 0, 0, Arm.STABLE, Kind.RANDOMISED)
+
+
+def carry_over(link: ResponseLink, origin: ReleaseRoute, release: ReleaseRoute) -> ResponseLink:
+    """Find a deployment of another release that can go on from a stored response: one at the same provider's place.
+
+    Args:
+        link: Where the response lives.
+        origin: The release that answered.
+        release: The release that shall go on.
+
+    Raises:
+        NotFoundError: It has none.
+    """
+    held = [each.endpoint for each in origin.deployments if each.name == link.deployment]
+    for deployment in release.deployments:
+        if any(_place(deployment.endpoint) == _place(each) for each in held):
+            return msgspec.structs.replace(link, deployment=deployment.name)
+    message = (
+        "previous_response_id: the release that answered has been taken back, and the stable one cannot reach its"
+        " provider; send the whole conversation anew"
+    )
+    raise NotFoundError(message, param="previous_response_id", code="previous_response_not_found")
+
+
+def _place(endpoint: Endpoint) -> tuple[str, str]:
+    return endpoint.provider, endpoint.base_url
+
+
+def outside(route: Route) -> Route:
+    """Keep a route that goes to stable out of its rollout."""
+    return route._replace(rollout=0, stage=0)
 
 
 def _pinned(snapshot: Snapshot, application: ApplicationRoute, key: KeyRoute, name: str) -> ReleaseRoute:

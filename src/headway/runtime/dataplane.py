@@ -7,7 +7,7 @@ import os
 import random
 from contextlib import AsyncExitStack
 
-from headway.api.dataplane import DataPlane
+from headway.api.dataplane import DataPlane, reply_to_nobody
 from headway.api.feedback_routes import FeedbackRoutes
 from headway.clock import Clock
 from headway.config.settings import Settings
@@ -18,11 +18,13 @@ from headway.feedback.reporting import ReportDesk, ReportIntake
 from headway.gateway.calls import Caller
 from headway.gateway.conversations import Conversations
 from headway.gateway.deployments import Deployments
+from headway.gateway.exchange import Answerer
 from headway.gateway.feed import SnapshotFeed
 from headway.gateway.gateway import Gateway
 from headway.gateway.quota import Quota, month_of
 from headway.gateway.recorder import Recorder
 from headway.gateway.scoreboard import Scoreboard
+from headway.gateway.shadow import Mirrors
 from headway.gateway.tracing import Tracing
 from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials
@@ -67,19 +69,23 @@ class DataPlaneService:
         recorder = Recorder(database, interactions, scoreboard, clock, settings, quota)
         conversations = Conversations(database, links, clock)
         stack.push_async_callback(conversations.close)
-        caller = Caller(client, Deployments(clock, settings.workers), clock, random.SystemRandom())
-        gateway = Gateway(caller, recorder, quota, conversations, clock, tracing)
-        feed = SnapshotFeed(database, home / "snapshot.json", clock, gateway.switch)
+        callers = Deployments(clock, settings.workers)
+        answerer = Answerer(Caller(client, callers, clock, random.SystemRandom()), clock, conversations.keep)
+        mirrors = self._mirrors(client, callers, recorder)
+        gateway = Gateway(answerer, mirrors, recorder, quota, conversations, clock, tracing)
+        feed = SnapshotFeed(database, home / "snapshot.json", clock, gateway.switch, settings.lost_control_seconds)
         await feed.start()
         await self._learn_costs(database, gateway, quota)
         await recorder.start()
         stack.push_async_callback(recorder.close)
+        stack.push_async_callback(mirrors.close)
 
         keeper = Keeper(database, statements, clock)
         stack.push_async_callback(keeper.close)
         tasks = Tasks(clock)
         stack.push_async_callback(tasks.close)
         tasks.run("feed", feed.run)
+        tasks.run("control", feed.watch)
         tasks.run("usage", lambda: self._follow_usage(database, gateway, quota))
         tasks.run("statements", lambda: statements.replay_forever(keeper.replay))
         tasks.run("interactions", lambda: interactions.replay_forever(recorder.replay))
@@ -101,6 +107,13 @@ class DataPlaneService:
             origins=settings.origins,
             note_rejected=recorder.note_rejected,
         )
+
+    def _mirrors(self, client: ProviderClient, callers: Deployments, recorder: Recorder) -> Mirrors:
+        """Make what runs the shadow stage; it shares no place, no queue and no circuit breaker with callers."""
+        clock = self._clock
+        deployments = Deployments(clock, self._settings.workers, gated=False)
+        answerer = Answerer(Caller(client, deployments, clock, random.SystemRandom()), clock)
+        return Mirrors(answerer, deployments, callers, recorder, clock, reply_to_nobody)
 
     async def _follow_usage(self, database: Database, gateway: Gateway, quota: Quota) -> None:
         """Learn every second what capped keys have cost on all workers of all replicas."""

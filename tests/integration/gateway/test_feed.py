@@ -2,11 +2,12 @@
 
 import asyncio
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from psycopg.types.json import Jsonb
 
 from headway.clock import SystemClock
 from headway.domain.snapshot import Snapshot, decode_snapshot, encode_snapshot
@@ -30,10 +31,10 @@ class _BriskClock(SystemClock):
 class _Follower:
     """A feed, what it gave, and waiting for more."""
 
-    def __init__(self, database: Database, path: Path) -> None:
+    def __init__(self, database: Database, path: Path, lost_seconds: float = 60.0) -> None:
         self.path = path
         self.snapshots: list[Snapshot] = []
-        self.feed = SnapshotFeed(database, path, _BriskClock(), self._take)
+        self.feed = SnapshotFeed(database, path, _BriskClock(), self._take, lost_seconds)
         self._came = asyncio.Event()
 
     def _take(self, snapshot: Snapshot) -> None:
@@ -48,11 +49,20 @@ class _Follower:
         """Wait for a snapshot; gives how long that took."""
         clock = SystemClock()
         started = clock.monotonic_seconds()
+        await self.wait_until(lambda: self.number >= number, seconds)
+        return clock.monotonic_seconds() - started
+
+    async def wait_until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+        """Wait for what is served to be so."""
         async with asyncio.timeout(seconds):
-            while self.number < number:
+            while not condition():
                 self._came.clear()
                 await self._came.wait()
-        return clock.monotonic_seconds() - started
+
+    @property
+    def is_rolling(self) -> bool:
+        """Whether the rollout of `support` is served."""
+        return self.snapshots[-1].applications["support"].rollout is not None
 
 
 @pytest.fixture
@@ -244,3 +254,77 @@ class TestOutage:
         await relay.cut()
         await asyncio.sleep(while_away)
         await stop(task)
+
+
+class TestLostControl:
+    @pytest.fixture
+    async def cautious(
+        self, world: World, relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[_Follower]:
+        """A follower that is cut off after half a second of silence, of a rollout that then asks for stable."""
+        monkeypatch.setattr("headway.gateway.feed._POLL_SECONDS", 0.1)
+        await self.set_policy(world, "stable")
+        database = Database(relay.url, wait_seconds=0.3)
+        await database.open()
+        follower = _Follower(database, tmp_path / "snapshot.json", lost_seconds=0.5)
+        await follower.feed.start()
+        tasks = [asyncio.create_task(follower.feed.run()), asyncio.create_task(follower.feed.watch())]
+        await follower.wait_for(await publish(world))
+        yield follower
+        for task in tasks:
+            await stop(task)
+        await database.close()
+
+    async def set_policy(self, world: World, on_lost_control: str) -> None:
+        terms = Jsonb({"policy": {"on_lost_control": on_lost_control}})
+        async with world.database.connection() as connection:
+            await connection.execute("UPDATE rollout SET terms = %s", (terms,))
+
+    async def test_it_serves_stable_until_it_hears_again(self, cautious: _Follower, relay: Relay) -> None:
+        number = cautious.number
+        assert cautious.is_rolling
+        await relay.cut()
+        await cautious.wait_until(lambda: not cautious.is_rolling)
+        assert cautious.number == number
+        assert decode_snapshot(cautious.path.read_bytes()).applications["support"].rollout is not None
+        await relay.connect()
+        await cautious.wait_until(lambda: cautious.is_rolling)
+        assert cautious.number == number
+
+    async def test_a_database_that_hangs_is_not_heard(self, cautious: _Follower, relay: Relay) -> None:
+        relay.flowing.clear()
+        await cautious.wait_until(lambda: not cautious.is_rolling)
+        relay.flowing.set()
+        await cautious.wait_until(lambda: cautious.is_rolling)
+
+    async def test_what_it_missed_comes_with_control(self, world: World, cautious: _Follower, relay: Relay) -> None:
+        await relay.cut()
+        await cautious.wait_until(lambda: not cautious.is_rolling)
+        missed = await publish(world)
+        await relay.connect()
+        await cautious.wait_for(missed)
+        assert cautious.is_rolling
+
+    async def test_a_database_with_nothing_new_is_heard(self, cautious: _Follower) -> None:
+        served = len(cautious.snapshots)
+        await asyncio.sleep(1.1)  # twice as long as the silence that would cut it off
+        assert len(cautious.snapshots) == served
+
+    async def test_other_rollouts_keep_their_share(self, world: World, cautious: _Follower, relay: Relay) -> None:
+        await self.set_policy(world, "keep")
+        await cautious.wait_for(await publish(world))
+        served = len(cautious.snapshots)
+        await relay.cut()
+        await cautious.wait_until(lambda: len(cautious.snapshots) > served)
+        assert cautious.is_rolling
+
+    async def test_who_starts_from_disk_has_heard_nothing(self, world: World, lost: _Follower) -> None:
+        await self.set_policy(world, "stable")
+        await publish(world)
+        async with world.database.connection() as connection:
+            snapshot = await routing.latest(connection)
+        assert snapshot is not None
+        lost.path.write_bytes(encode_snapshot(snapshot))
+        await lost.feed.start()
+        assert lost.number == snapshot.number
+        assert not lost.is_rolling

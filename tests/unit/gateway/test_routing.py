@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,9 +10,28 @@ from hypothesis import strategies as st
 from headway.domain.assignment import is_candidate
 from headway.domain.snapshot import ApplicationRoute
 from headway.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
-from headway.gateway.routing import Route, Unit, choose_release, choose_unit, continue_from, find_application
+from headway.gateway.routing import (
+    Route,
+    Unit,
+    carry_over,
+    choose_release,
+    choose_unit,
+    continue_from,
+    find_application,
+    outside,
+)
 from headway.ids import Arm, InteractionId, Kind, uuid7
-from tests.routes import NOW_MS, ask, make_application, make_key, make_rollout, make_snapshot
+from headway.storage.links import ResponseLink
+from tests.routes import (
+    NOW_MS,
+    ask,
+    make_application,
+    make_deployment,
+    make_key,
+    make_release,
+    make_rollout,
+    make_snapshot,
+)
 
 KEY = make_key("invoke")
 PIN = make_key("invoke", "pin")
@@ -156,24 +176,67 @@ class TestRelease:
         assert caught.value.error_code == "release_not_found"
 
 
+class TestShadow:
+    APPLICATION = make_application(rollout=make_rollout(0.0, stage=0, kind=int(Kind.RANDOMISED)))
+
+    @given(st.text(max_size=10))
+    def test_callers_are_served_by_stable_and_booked(self, unit: str) -> None:
+        route = choose_release(make_snapshot(), self.APPLICATION, KEY, unit, None)
+        assert (route.release.number, route.rollout, route.stage, route.arm) == (1, 5, 0, Arm.STABLE)
+        assert route.kind == Kind.RANDOMISED
+        assert route.is_shadowed
+
+    def test_it_can_be_left_out_of_it(self) -> None:
+        route = outside(choose_release(make_snapshot(), self.APPLICATION, KEY, "u", None))
+        assert (route.release.number, route.rollout, route.stage, route.is_shadowed) == (1, 0, 0, False)
+
+    def test_pins_and_later_stages_have_no_part_in_it(self) -> None:
+        assert not choose_release(make_snapshot(), self.APPLICATION, PIN, "u", "release-1").is_shadowed
+        ramp = make_application(rollout=make_rollout(0.5))
+        assert not choose_release(make_snapshot(), ramp, KEY, "u", None).is_shadowed
+        assert not choose_release(make_snapshot(), make_application(), KEY, "u", None).is_shadowed
+
+
 class TestContinuation:
     def continued(self, earlier: InteractionId, **application: Any) -> Route:
         return continue_from(make_snapshot(), make_application(**application), earlier)
 
     def test_it_stays_on_its_release_at_any_share(self) -> None:
+        """It is booked under the stage that assigned it: there, the arms have the share that they were given."""
         for share in (0.0, 0.5, 1.0):
             route = self.continued(previous(), rollout=make_rollout(share))
             assert (route.release.number, route.arm, route.kind) == (2, Arm.CANDIDATE, Kind.MANUAL)
-            assert (route.rollout, route.stage) == (5, 3)
+            assert (route.rollout, route.stage) == (5, 1)
         stable = previous(release=1, arm=Arm.STABLE)
         route = self.continued(stable, rollout=make_rollout(1.0))
-        assert (route.release.number, route.arm) == (1, Arm.STABLE)
+        assert (route.release.number, route.arm, route.stage) == (1, Arm.STABLE, 1)
+
+    def test_it_keeps_how_it_was_assigned(self) -> None:
+        ramped = previous(kind=Kind.RANDOMISED)
+        assert self.continued(ramped, rollout=make_rollout(kind=int(Kind.HOLDBACK))).kind == Kind.RANDOMISED
 
     @pytest.mark.parametrize("rollout", [None, make_rollout(number=6), make_rollout(number=6, candidate=1)])
-    def test_after_the_end_of_its_rollout_it_is_nobodys_evidence(self, rollout: Any) -> None:
-        route = self.continued(previous(), rollout=rollout)
+    def test_a_candidate_that_was_taken_back_answers_no_more(self, rollout: Any) -> None:
+        for kind in (Kind.MANUAL, Kind.PINNED):  # pinned by an earlier turn, not by the caller
+            route = self.continued(previous(kind=kind), rollout=rollout)
+            assert (route.release.number, route.rollout, route.stage) == (1, 0, 0)
+            assert (route.arm, route.kind) == (Arm.STABLE, Kind.RANDOMISED)
+
+    def test_a_candidate_that_was_promoted_goes_on_as_nobodys_evidence(self) -> None:
+        route = self.continued(previous(), stable=2)
         assert (route.release.number, route.rollout, route.stage) == (2, 0, 0)
         assert (route.arm, route.kind) == (Arm.STABLE, Kind.RANDOMISED)
+
+    def test_a_release_that_was_stable_goes_on(self) -> None:
+        for rollout in (None, make_rollout(number=6)):
+            before = previous(release=1, arm=Arm.STABLE)
+            assert self.continued(before, stable=2, rollout=rollout).release.number == 1
+
+    def test_one_from_the_shadow_stage_was_never_assigned(self) -> None:
+        shadowed = previous(kind=Kind.RANDOMISED, release=1, stage=0, arm=0)
+        for stage in (0, 1):
+            route = self.continued(shadowed, rollout=make_rollout(0.0, stage=stage))
+            assert (route.release.number, route.rollout, route.kind) == (1, 0, Kind.RANDOMISED)
 
     @pytest.mark.parametrize("rollout", [None, make_rollout()])
     def test_a_pinned_conversation_stays_pinned(self, rollout: Any) -> None:
@@ -190,3 +253,28 @@ class TestContinuation:
         with pytest.raises(NotFoundError) as caught:
             self.continued(previous(**changes))
         assert caught.value.error_code == "previous_response_not_found"
+
+
+class TestCarryingOver:
+    LINK = ResponseLink(b"i" * 16, "resp_1", "main", "c", "u")
+
+    def test_another_release_at_the_same_provider_goes_on(self) -> None:
+        origin = make_release(2, "r2", make_deployment("main", model="new"))
+        here = make_deployment("backup", model="old")
+        release = make_release(1, "r1", make_deployment("far", "http://far/v1"), here)
+        assert carry_over(self.LINK, origin, release) == msgspec.structs.replace(self.LINK, deployment="backup")
+
+    def test_a_provider_elsewhere_does_not_know_the_response(self) -> None:
+        origin = make_release(2, "r2", make_deployment("main"))
+        for release in (
+            make_release(1, "r1", make_deployment("main", "http://far/v1")),
+            make_release(1, "r1", make_deployment("main", provider="azure_openai")),
+        ):
+            with pytest.raises(NotFoundError, match="taken back") as caught:
+                carry_over(self.LINK, origin, release)
+            assert caught.value.error_code == "previous_response_not_found"
+
+    def test_a_deployment_that_is_gone_is_nowhere(self) -> None:
+        release = make_release(1, "r1", make_deployment("other"))
+        with pytest.raises(NotFoundError):
+            carry_over(self.LINK, release, release)
