@@ -17,6 +17,27 @@ from headway.errors import ConflictError
 
 State = Literal["baseline", "shadow", "ramp", "paused", "holdback", "rolled_back", "promoted", "inconclusive"]
 Outcome = Literal["advance", "hold", "promote", "roll_back", "pause", "resume", "approve", "inconclusive"]
+Reason = Literal[
+    "ended",
+    "baseline",
+    "kill_switch",
+    "paused",
+    "sample_ratio",
+    "harm",
+    "max_duration",
+    "provider_changed",
+    "shadow",
+    "holdback",
+    "dwell",
+    "min_units",
+    "no_data",
+    "evidence",
+    "approval",
+    "safe",
+    "command",
+    "heavy_unit",
+    "fingerprint_changed",
+]
 Phase = Literal["shadow", "ramp", "holdback"]
 Command = Literal["pause", "resume", "approve", "advance", "promote", "rollback"]
 
@@ -70,16 +91,14 @@ class Decision(msgspec.Struct, frozen=True):
 
     Attributes:
         outcome: What happens.
-        reason: Stable code: ``harm``, ``kill_switch``, ``sample_ratio``, ``max_duration``, ``provider_changed``,
-            ``no_data``, ``dwell``, ``min_units``, ``evidence`` (not yet safe), ``approval``, ``safe``, ``holdback``,
-            ``baseline``, ``shadow``, ``paused``, ``ended``, or ``command`` for what a person asked.
+        reason: Stable code of why: docs/reference/policies.md explains each.
         message: The same in a sentence, with figures.
         metric: The metric that decided, if one did.
         status: Where the rollout stands afterwards.
     """
 
     outcome: Outcome
-    reason: str
+    reason: Reason
     message: str
     status: Status
     metric: str | None = None
@@ -311,7 +330,7 @@ class _Case:
     def figures(self, rule: MetricRule) -> MetricFigures | None:
         return next((each for each in self.assessment.metrics if each.metric == rule.metric), None)
 
-    def hold(self, reason: str, message: str, metric: str | None = None) -> Decision:
+    def hold(self, reason: Reason, message: str, metric: str | None = None) -> Decision:
         return Decision("hold", reason, message, self.status, metric)
 
 
@@ -539,7 +558,7 @@ def _await_approval(case: _Case) -> Decision | None:
     return case.hold("approval", message)
 
 
-def _advance(case: _Case, reason: str, why: str) -> Decision:
+def _advance(case: _Case, reason: Reason, why: str) -> Decision:
     after = _enter(case.policy, case.status, case.status.step + 1, case.now_ms)
     promoted = after.state == "promoted"
     message = f"{why}: from {case.share} to {format_share(after.share)}"

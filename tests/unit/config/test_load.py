@@ -50,7 +50,21 @@ applications:
       parameters: {temperature: 0.2, stop: [END], response_format: {type: json_object}}
       client_may_override: [temperature, system]
   bare:
+    policy: careful
     release: {deployment: local}
+policies:
+  careful:
+    stages: [{shadow: 5%, interactions: 20}, 1%, {share: 100%, approve: true}]
+    goal: {metric: stars, margin: 0.2, require: superior}
+    guardrails:
+      - {metric: error_rate, ratio: 1.5, harm: 1.2, weight: 0.1, floor: 0.5%}
+      - {metric: effort, margin: 0.6}
+    max_duration: 3d
+    holdback: {share: 5%, duration: 2h}
+    kill_switch: {failures: 5}
+    baselines: {stars: {level: 4.1}, error_rate: {level: 0.5%}}
+webhooks:
+  - {url: https://hooks.example.com/a, secret: env:HOOK, events: [rollout.promoted]}
 """
 
 
@@ -120,7 +134,9 @@ def test_a_sound_file_becomes_a_specification(folder: Path) -> None:
         parameters={"temperature": 0.2, "stop": ["END"], "response_format": {"type": "json_object"}},
         client_may_override=("system", "temperature"),
     )
-    assert (bare.unit, bare.policy, bare.record_content, bare.retention_days) == ("conversation", "manual", True, 30)
+    assert (bare.unit, bare.policy, bare.record_content, bare.retention_days) == ("conversation", "careful", True, 30)
+    assert [rule.metric for rule in specification.policies["careful"].rules][:3] == ["stars", "error_rate", "effort"]
+    assert [webhook.url for webhook in specification.webhooks] == ["https://hooks.example.com/a"]
     assert bare.metrics == {**BUILT_IN_FEEDBACK, "tone": tone, "effort": effort}
     assert bare.release.name == f"r-{bare.release.bundle.content_hash()[:8]}"
 
@@ -257,7 +273,8 @@ VALUES = st.recursive(
     | st.integers(-(10**20), 10**20)
     | st.floats()
     | st.text(st.characters(codec="utf-8"), max_size=12)
-    | st.sampled_from(["openai", "manual", "5s", "10%", "d", "env:X", "text", "conversation", "prompts/support.j2"]),
+    | st.sampled_from(["openai", "manual", "5s", "10%", "d", "env:X", "text", "conversation", "prompts/support.j2"])
+    | st.sampled_from(["5pp", "off", "shadow", "careful", "error_rate", "comment", "100%", "800ms", 0, 1, 1.5, 0.5]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
@@ -273,7 +290,7 @@ def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 def test_no_change_to_a_sound_file_breaks_the_loader(folder: Path, data: st.DataObject) -> None:
     tree = yaml.safe_load(SOUND)
     place = data.draw(st.sampled_from(places(tree)[1:]))
