@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import aiohttp
 
 _CONNECT_SECONDS = 5.0
-_TOTAL_SECONDS = 15.0
 
 
 class WebhookError(Exception):
@@ -15,9 +14,14 @@ class WebhookError(Exception):
 
 
 class WebhookClient:
-    """Posts messages; follows no redirect, keeps no cookies, and reads no answer but its status."""
+    """Posts messages; follows no redirect, keeps no cookies, and reads no answer but its status.
 
-    def __init__(self) -> None:
+    Args:
+        total_seconds: How long a call may take.
+    """
+
+    def __init__(self, total_seconds: float = 15.0) -> None:
+        self._total_seconds = total_seconds
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
@@ -25,7 +29,7 @@ class WebhookClient:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=_TOTAL_SECONDS, sock_connect=_CONNECT_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self._total_seconds, sock_connect=_CONNECT_SECONDS),
         )
 
     async def close(self) -> None:
@@ -44,7 +48,7 @@ class WebhookClient:
             response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
             response.close()  # whatever the body is, and however long
         except TimeoutError as error:
-            raise WebhookError(f"no answer within {_TOTAL_SECONDS:g} s") from error
+            raise WebhookError(f"no answer within {self._total_seconds:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise WebhookError(f"{type(error).__name__}: {error}") from error
         if 300 <= response.status < 400:
