@@ -387,7 +387,7 @@ def _wait_for_a_person(case: _Case) -> Decision | None:
 
 def _check_sample_ratio(case: _Case) -> Decision | None:
     log_e = case.assessment.sample_ratio_log_e
-    if case.status.state == "shadow" or not log_e >= SAMPLE_RATIO_ALARM:
+    if case.status.state == "shadow" or log_e < SAMPLE_RATIO_ALARM:
         return None
     stable, candidate = case.assessment.stage_units
     message = (

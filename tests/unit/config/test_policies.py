@@ -1,6 +1,7 @@
 """Policies of headway.yaml: what they become, and every message about what is wrong with them."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -66,7 +67,7 @@ def test_messages(keys: str, tmp_path: Path) -> None:
 
 
 def test_a_bare_policy_has_defaults_and_the_default_guardrails(tmp_path: Path) -> None:
-    third = pytest.approx(1 / 3)
+    third: Any = pytest.approx(1 / 3)
     assert specify(tmp_path, GOAL).policies == {
         "p": Policy(
             name="p",
@@ -108,7 +109,8 @@ FULL = """stages: [{shadow: 5%, budget_usd: 3, interactions: 20}, 10%, {share: 1
 
 
 def test_every_key_of_a_policy_is_read(tmp_path: Path) -> None:
-    rest = pytest.approx(0.1)
+    rest: Any = pytest.approx(0.1)
+    harm: Any = pytest.approx(1.05)
     assert specify(tmp_path, FULL).policies["p"] == Policy(
         name="p",
         stages=(StageRule(0.1), StageRule(1.0, approve=True)),
@@ -117,9 +119,7 @@ def test_every_key_of_a_policy_is_read(tmp_path: Path) -> None:
             MetricRule("fallback_rate", "guardrail", "event_ratio", "ratio", "lower", 3.0, 1.0, rest, floor=0.01),
             MetricRule("attempt_error_rate", "guardrail", "event_ratio", "ratio", "lower", 2.0, 1.5, rest, floor=0.0),
             MetricRule("latency_p95", "guardrail", "slow_calls", "ratio", "lower", 1.2, 1.1, rest, floor=0.0),
-            MetricRule(
-                "cost", "guardrail", "normal_mixture", "ratio", "lower", 1.1, pytest.approx(1.05), rest, floor=0.0
-            ),
+            MetricRule("cost", "guardrail", "normal_mixture", "ratio", "lower", 1.1, harm, rest, floor=0.0),
             MetricRule("worth", "guardrail", "normal_mixture", "ratio", "higher", 0.8, 0.9, rest, floor=0.0),
             MetricRule("effort", "guardrail", "betting", "points", "lower", 0.6, 0.3, rest, floor=0.0),
         ),
