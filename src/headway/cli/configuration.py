@@ -11,6 +11,7 @@ import msgspec
 import typer
 from rich.text import Text
 
+from headway.cli.rollout_forecast import draw_forecast
 from headway.cli.starter import STARTER_FILES
 from headway.cli.terminal import (
     JsonOption,
@@ -22,19 +23,27 @@ from headway.cli.terminal import (
     notes,
     run_async,
 )
+from headway.clock import SystemClock
 from headway.config.changes import Change, compare, diff_texts, prompts
 from headway.config.load import ConfigurationFile, InvalidFileError, load
 from headway.config.settings import load_settings
 from headway.config.spec import Specification
-from headway.errors import ConfigurationError
+from headway.errors import ConfigurationError, ConflictError
+from headway.rollouts import applying
+from headway.rollouts.applying import AppliedFile, FilePlan
 from headway.runtime import open_database
 from headway.storage import configuration
-from headway.storage.configuration import Applied, Plan, ReleasePlan
+from headway.storage.configuration import ReleasePlan
 
 FileArgument = Annotated[
     Path | None,
     typer.Argument(metavar="[FILE]", help="The configuration file; headway.yaml, or HEADWAY_CONFIG, by default."),
 ]
+
+AcceptOption = Annotated[
+    bool, typer.Option("--accept", help="Start rollouts that cannot finish within their policy's max_duration.")
+]
+RetryOption = Annotated[bool, typer.Option("--retry", help="Start releases again that were rolled back before.")]
 
 _SIGNS = {"created": ("+", "green"), "changed": ("~", "yellow"), "removed": ("-", "red")}
 _RELEASE_NOTES = {
@@ -42,6 +51,7 @@ _RELEASE_NOTES = {
     "stable": "has the traffic already",
     "running": "is being rolled out already",
     "candidate": "waits as a candidate; traffic stays where it is",
+    "rollout": "is rolled out",
 }
 
 
@@ -92,47 +102,65 @@ def check(file: FileArgument = None, json: JsonOption = False) -> None:
         notes.print(Text(f"note: {reference} is not there for this process; `headway run` will need it", "yellow"))
 
 
-def plan(file: FileArgument = None, json: JsonOption = False) -> None:
+def plan(
+    file: FileArgument = None, accept: AcceptOption = False, retry: RetryOption = False, json: JsonOption = False
+) -> None:
     """Show what applying the configuration file would change. Nothing is written.
+
+    For each rollout that it would start: how long that should take at the present traffic, and what it can detect. Exit
+    status 1 when [bold]headway apply[/bold] would refuse the file.
 
     Example: [bold]headway plan[/bold]
     """
     loaded = _load(file)
-    planned = run_async(_plan(loaded))
+    planned = run_async(_plan(loaded, retry=retry))
+    obstacles = planned.obstacles(accept=accept)
     if json:
-        emit_json(planned)
+        emit_json(_json(planned) | {"obstacles": obstacles})
     else:
-        _show_plan(planned)
+        _show_plan(planned, loaded.specification)
+        for obstacle in obstacles:
+            notes.print(Text(obstacle, style="red"), soft_wrap=True)
+    if obstacles:
+        raise typer.Exit(1)
 
 
 def apply(
     file: FileArgument = None,
+    accept: AcceptOption = False,
+    retry: RetryOption = False,
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; kept with the rollouts that begin.")] = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Apply the configuration file: show the plan, ask at a terminal, then make it so in one transaction.
 
-    A release that is new becomes a candidate and waits for [bold]headway share[/bold]; an application's first release
-    is live at once. Applying a file twice changes nothing.
+    A new release of an application under a policy starts its rollout; under the policy [bold]manual[/bold] it waits for
+    [bold]headway share[/bold]; an application's first release is live at once. Applying a file twice changes nothing.
 
     Example: [bold]headway apply[/bold], or in a pipeline [bold]headway apply --yes[/bold]
     """
     loaded = _load(file)
-    planned = run_async(_plan(loaded))
+    planned = run_async(_plan(loaded, retry=retry))
     if not json:
-        _show_plan(planned)
+        _show_plan(planned, loaded.specification)
     if planned.is_empty:
         if json:
-            emit_json({"plan": planned, "entry": 0, "snapshot": 0})
+            emit_json({"plan": _json(planned), "entry": 0, "snapshot": 0, "rollouts": []})
         return
+    obstacles = planned.obstacles(accept=accept)
+    if obstacles:
+        raise ConflictError("\n".join(obstacles))
     if not yes and not json and is_interactive() and not typer.confirm("Apply?", default=True):
         notes.print("Nothing was applied.")
         raise typer.Exit(1)
-    applied = run_async(_apply(loaded, planned.base))
+    applied = run_async(_apply(loaded, planned.configuration.base, accept=accept, retry=retry, reason=reason))
     if json:
-        emit_json({"plan": applied.plan, "entry": applied.entry, "snapshot": applied.snapshot})
+        numbers = [rollout.number for rollout in applied.rollouts]
+        entry = applied.configuration.entry
+        emit_json({"plan": _json(planned), "entry": entry, "snapshot": applied.snapshot, "rollouts": numbers})
         return
-    console.print(Text(f"Applied as configuration {applied.entry}.", style="green"))
+    _show_applied(applied)
 
 
 def diff(
@@ -202,14 +230,23 @@ def _load(file: Path | None) -> ConfigurationFile:
     return load(load_settings().config if file is None else file)
 
 
-async def _plan(loaded: ConfigurationFile) -> Plan:
+async def _plan(loaded: ConfigurationFile, *, retry: bool) -> FilePlan:
     async with open_database(load_settings()) as database, database.connection() as connection:
-        return await configuration.plan(connection, loaded)
+        return await applying.plan(connection, loaded, SystemClock().unix_ms(), retry=retry)
 
 
-async def _apply(loaded: ConfigurationFile, base: int) -> Applied:
+async def _apply(loaded: ConfigurationFile, base: int, *, accept: bool, retry: bool, reason: str) -> AppliedFile:
     async with open_database(load_settings()) as database, database.connection() as connection:
-        return await configuration.apply(connection, loaded, author=author(), base=base)
+        return await applying.apply(
+            connection,
+            loaded,
+            author=author(),
+            now_ms=SystemClock().unix_ms(),
+            base=base,
+            accept=accept,
+            retry=retry,
+            reason=reason,
+        )
 
 
 async def _history(limit: int) -> list[configuration.Entry]:
@@ -240,15 +277,36 @@ def _text_diffs(older: _Side, newer: _Side) -> list[str]:
     return [text for text in texts if text]
 
 
-def _show_plan(planned: Plan) -> None:
+def _json(planned: FilePlan) -> dict[str, Any]:
+    return {**msgspec.to_builtins(planned.configuration), "rollouts": msgspec.to_builtins(planned.rollouts)}
+
+
+def _show_plan(planned: FilePlan, specification: Specification) -> None:
     if planned.is_empty:
         console.print("No changes: the file is applied already.")
+        for release in planned.configuration.releases:
+            if release.action != "stable" or release.note:
+                console.print(Text(_describe(release)), soft_wrap=True)
         return
-    if planned.text_only:
+    if planned.configuration.text_only:
         console.print("The file reads differently, but means the same.")
-    _show_changes(planned.changes)
-    for release in planned.releases:
+    _show_changes(planned.configuration.changes)
+    starts = {start.application: start for start in planned.rollouts}
+    for release in planned.configuration.releases:
         console.print(Text(_describe(release)), soft_wrap=True)
+        start = starts.get(release.application)
+        if start is not None:
+            wanted = specification.applications[release.application]
+            for part in draw_forecast(start, specification.policies[start.policy], wanted):
+                console.print(part)
+
+
+def _show_applied(applied: AppliedFile) -> None:
+    if applied.configuration.entry:
+        console.print(Text(f"Applied as configuration {applied.configuration.entry}.", style="green"))
+    for rollout in applied.rollouts:
+        console.print(Text(f"Rollout {rollout.number} of {rollout.application} has begun.", style="green"))
+        console.print(Text(f"    to follow it: headway rollout watch {rollout.application}"))
 
 
 def _show_changes(changes: Iterable[Change]) -> None:
@@ -261,8 +319,9 @@ def _show_changes(changes: Iterable[Change]) -> None:
 
 def _describe(release: ReleasePlan) -> str:
     new = "new release" if release.new else "release"
+    note = f"\n    {release.note}" if release.note else ""
     next_step = f"\n    to roll it out: {release.next_step}" if release.next_step else ""
-    return f"  {release.application}: {new} {release.release} {_RELEASE_NOTES[release.action]}{next_step}"
+    return f"  {release.application}: {new} {release.release} {_RELEASE_NOTES[release.action]}{note}{next_step}"
 
 
 def _unresolved(specification: Specification) -> list[str]:

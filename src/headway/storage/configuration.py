@@ -8,11 +8,13 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 from psycopg.rows import dict_row
 
 from headway.config.changes import Change, compare
 from headway.config.load import ConfigurationFile
-from headway.config.spec import Specification, decode_specification
+from headway.config.spec import MANUAL, Specification, decode_specification
+from headway.domain.display import describe_state, format_share
 from headway.errors import ConfigurationError, ConflictError, NotFoundError
 from headway.storage import applications, audit, rollouts, routing
 from headway.storage.applications import Application, Release
@@ -21,7 +23,7 @@ from headway.storage.rollouts import Rollout, Step
 
 _APPLY_LOCK = 0x6865_6164_7761_7B
 
-ReleaseAction = Literal["live", "stable", "candidate", "running"]
+ReleaseAction = Literal["live", "stable", "candidate", "running", "rollout"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,11 @@ class ReleasePlan(msgspec.Struct, frozen=True):
         release: Name of the release that the file describes.
         new: Whether it has yet to be created.
         action: ``live``: the application's first, it gets all traffic at once. ``stable``: it has the traffic already.
-            ``running``: it is being rolled out. ``candidate``: it waits; traffic stays where it is.
+            ``running``: it is being rolled out. ``rollout``: its rollout begins. ``candidate``: it waits; traffic stays
+            where it is.
         next_step: What an operator does next, or empty.
+        note: What else to know, or empty.
+        refusal: Why the file is not applied as it is, or empty.
     """
 
     application: str
@@ -53,6 +58,8 @@ class ReleasePlan(msgspec.Struct, frozen=True):
     new: bool
     action: ReleaseAction
     next_step: str = ""
+    note: str = ""
+    refusal: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -73,7 +80,12 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def is_empty(self) -> bool:
         """Whether applying the file would do nothing at all."""
-        return not self.changes and not self.text_only
+        return not self.is_new and all(release.action != "rollout" for release in self.releases)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the file is not the one that is applied."""
+        return bool(self.changes) or self.text_only
 
 
 @dataclass(frozen=True)
@@ -119,8 +131,13 @@ async def find(connection: Connection, number: int) -> Entry:
     return _entry(row)
 
 
-async def plan(connection: Connection, file: ConfigurationFile) -> Plan:
+async def plan(connection: Connection, file: ConfigurationFile, *, retry: bool = False) -> Plan:
     """Work out what applying the file would change; writes nothing.
+
+    Args:
+        connection: Reads only.
+        file: The file.
+        retry: Start releases again that were rolled back.
 
     Raises:
         ConfigurationError: The file is sound by itself but does not fit what is applied.
@@ -135,21 +152,38 @@ async def plan(connection: Connection, file: ConfigurationFile) -> Plan:
     _refuse_misfits(specification, known, releases, running)
     same = entry is not None and entry.hash == specification.content_hash()
     before = None if entry is None else entry.specification
+    plans = []
+    for name in specification.applications:
+        target = _Target(name, specification, before, known.get(name), releases.get(name, []), running.get(name))
+        stopped = await find_stopped(connection, name, target.label) if target.may_start else None
+        plans.append(target.plan(None if retry else stopped))
     return Plan(
         base=0 if entry is None else entry.number,
         changes=() if same else compare(before, specification) or (Change("changed", "built-in metrics"),),
-        releases=tuple(
-            _plan_release(name, specification, known.get(name), releases.get(name, []), running.get(name))
-            for name in specification.applications
-        ),
+        releases=tuple(plans),
         text_only=same and entry is not None and entry.source != file.source,
     )
+
+
+async def find_stopped(connection: Connection, application: str, release: str) -> Rollout | None:
+    """Find the newest rollout of a release that has ended, unless it was promoted then."""
+    for rollout in await rollouts.list_rollouts(connection, application=application):
+        if rollout.candidate == release and rollout.ended_at is not None:
+            return None if rollout.state == "promoted" else rollout
+    return None
+
+
+async def lock(connection: Connection) -> None:
+    """Take turns with all who apply a configuration, and let nobody change an application until the commit."""
+    await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_APPLY_LOCK,))
+    await connection.execute("SELECT 1 FROM application ORDER BY id FOR NO KEY UPDATE")
 
 
 async def apply(connection: Connection, file: ConfigurationFile, *, author: str, base: int | None = None) -> Applied:
     """Apply a file: history, applications, releases and a new snapshot, all or nothing.
 
-    Applying is serialised. A file that is applied already changes nothing. Run it in a transaction of its own.
+    Applying is serialised. A file that is applied already changes nothing. Run it in a transaction of its own. Rollouts
+    are not started here: see ``headway.rollouts.applying``.
 
     Args:
         connection: Of the transaction.
@@ -161,12 +195,12 @@ async def apply(connection: Connection, file: ConfigurationFile, *, author: str,
         ConfigurationError: The file is sound by itself but does not fit what is applied.
         ConflictError: Somebody else has applied another configuration since ``base``.
     """
-    await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_APPLY_LOCK,))
+    await lock(connection)
     planned = await plan(connection, file)
     if base is not None and planned.base != base:
         message = "somebody else has applied a configuration meanwhile (`headway history`); look at the plan again"
         raise ConflictError(message)
-    if planned.is_empty:
+    if not planned.is_new:
         return Applied(planned, entry=0, snapshot=0)
     specification = file.specification
     entry = await _record(connection, file, author)
@@ -232,31 +266,107 @@ def _refuse_misfits(
         if rollout is not None and known[name].unit != spec.unit:
             misfits.append(
                 f"applications.{name}.unit: cannot change while {rollout.candidate} is being rolled out;"
-                f" end that first: `headway share {name} {rollout.candidate}` with 0% or 100%"
+                f" end that first: `{_take_back(rollout)}`"
             )
     if misfits:
         raise ConfigurationError("\n".join(misfits))
 
 
-def _plan_release(
-    name: str,
-    specification: Specification,
-    application: Application | None,
-    releases: list[Release],
-    rollout: Rollout | None,
-) -> ReleasePlan:
-    wanted = specification.applications[name].release
-    content_hash = wanted.bundle.content_hash()
-    found = next((release for release in releases if release.content_hash == content_hash), None)
-    label = wanted.name if found is None else found.name
-    if application is None or application.stable_release is None:
-        return ReleasePlan(name, label, new=True, action="live")
-    if found is not None and found.number == application.stable_release:
-        return ReleasePlan(name, label, new=False, action="stable")
-    if rollout is None:
-        step = f"headway share {name} {label} 10%"
-    elif rollout.candidate == label:
-        return ReleasePlan(name, label, new=False, action="running")
-    else:
-        step = f"headway share {name} {rollout.candidate} 0% (or 100%), then headway share {name} {label} 10%"
-    return ReleasePlan(name, label, new=found is None, action="candidate", next_step=step)
+@dataclass(frozen=True)
+class _Target:
+    """One application of the file, beside what there is of it."""
+
+    name: str
+    specification: Specification
+    before: Specification | None
+    application: Application | None
+    releases: list[Release]
+    rollout: Rollout | None
+
+    @property
+    def found(self) -> Release | None:
+        content_hash = self.specification.applications[self.name].release.bundle.content_hash()
+        return next((release for release in self.releases if release.content_hash == content_hash), None)
+
+    @property
+    def label(self) -> str:
+        return self.specification.applications[self.name].release.name if self.found is None else self.found.name
+
+    @property
+    def is_staged(self) -> bool:
+        return self.specification.applications[self.name].policy != MANUAL
+
+    @property
+    def is_first(self) -> bool:
+        return self.application is None or self.application.stable_release is None
+
+    @property
+    def is_stable(self) -> bool:
+        found, application = self.found, self.application
+        return found is not None and application is not None and found.number == application.stable_release
+
+    @property
+    def may_start(self) -> bool:
+        """Whether the file asks for a rollout, and nothing stands in its way."""
+        return self.is_staged and self.rollout is None and not self.is_first and not self.is_stable
+
+    @property
+    def is_wished_anew(self) -> bool:
+        """Whether it is this file that asks for the rollout, and not the applied one already."""
+        old = None if self.before is None else self.before.applications.get(self.name)
+        return old is None or old.release != self.specification.applications[self.name].release or old.policy == MANUAL
+
+    def plan(self, stopped: Rollout | None) -> ReleasePlan:
+        """Say what becomes of the release; ``stopped`` is its last rollout, if it is not to be tried again."""
+        release = ReleasePlan(self.name, self.label, new=self.found is None, action="candidate", note=self._note())
+        if self.is_first:
+            return replace(release, new=True, action="live")
+        if self.is_stable:
+            return replace(release, action="stable")
+        if self.rollout is not None:
+            return self._beside(release, self.rollout)
+        if not self.is_staged:
+            return replace(release, next_step=f"headway share {self.name} {self.label} 10%")
+        if stopped is None:
+            return replace(release, action="rollout")
+        ended = f"{self.label} was stopped before ({describe_state(stopped.state)}, rollout {stopped.number})"
+        if not self.is_wished_anew:
+            return replace(release, next_step="headway apply --retry", note=ended)
+        return replace(
+            release, refusal=f"{ended}; --retry starts it again, with new evidence and a new chance of either error"
+        )
+
+    def _beside(self, release: ReleasePlan, rollout: Rollout) -> ReleasePlan:
+        """Plan beside a rollout that is running."""
+        if rollout.candidate == self.label:
+            return replace(release, action="running")
+        back = _take_back(rollout)
+        if not self.is_staged:
+            end = f"{back} (or 100%)" if rollout.terms is None else back
+            return replace(release, next_step=f"{end}, then headway share {self.name} {self.label} 10%")
+        if not self.is_wished_anew:
+            return replace(release, next_step=f"{back}, then headway apply")
+        refusal = (
+            f"{rollout.candidate} is being rolled out (rollout {rollout.number}, at {format_share(rollout.share)}), and"
+            f" an application has one rollout at a time; end it first: `{back}`"
+        )
+        return replace(release, refusal=refusal)
+
+    def _note(self) -> str:
+        """Say what a running rollout takes no notice of."""
+        rollout = self.rollout
+        if rollout is None:
+            return ""
+        if self.is_stable:
+            return f"{rollout.candidate} is still being rolled out; to take it back: `{_take_back(rollout)}`"
+        wanted = self.specification.policies.get(self.specification.applications[self.name].policy)
+        frozen = None if rollout.terms is None else rollout.terms.policy
+        if wanted == frozen:
+            return ""
+        return f"the running rollout keeps the policy it was started under ({rollout.policy})"
+
+
+def _take_back(rollout: Rollout) -> str:
+    if rollout.terms is None:
+        return f"headway share {rollout.application} {rollout.candidate} 0%"
+    return f"headway rollout rollback {rollout.application}"

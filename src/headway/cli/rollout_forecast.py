@@ -1,0 +1,126 @@
+"""The forecast of a rollout, as `headway plan` shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from headway.config.spec import ApplicationSpec
+from headway.domain.display import NO_DATA, Scale, format_count, format_rate, format_seconds, format_share, scale_of
+from headway.domain.policy import Policy
+from headway.rollouts.applying import RolloutPlan
+from headway.rollouts.forecasting import Forecast, MetricForecast
+
+_INDENT = (0, 0, 0, 4)
+_NEVER = "never"
+
+
+def draw_forecast(plan: RolloutPlan, policy: Policy, wanted: ApplicationSpec) -> Iterator[RenderableType]:
+    """Draw a rollout that would be started: its stages, and what each metric needs and shows in them.
+
+    Args:
+        plan: The rollout.
+        policy: It is started under.
+        wanted: The application as the file has it.
+    """
+    forecast = plan.forecast
+    yield _line(f"from {plan.stable}, under the policy {plan.policy}")
+    if forecast.traffic is not None:
+        yield _line(_traffic(forecast, wanted.unit))
+    yield Padding(_stages(forecast), _INDENT)
+    yield _line(_length(forecast, policy))
+    scales = {rule.metric: scale_of(rule, wanted.metrics) for rule in policy.rules}
+    yield Padding(_metrics(forecast, scales), _INDENT)
+    if forecast.traffic is not None:
+        shares = [format_share(stage.share) for stage in policy.stages[:-1]]
+        yield Padding(
+            _by_stage(
+                "interactions that it keeps the stage waiting, if the candidate equals stable",
+                forecast,
+                shares,
+                lambda metric: [_known(each, format_count) for each in metric.interactions],
+            ),
+            _INDENT,
+        )
+        yield Padding(
+            _by_stage(
+                "smallest loss that is rolled back before the stage is left, 4 times out of 5",
+                forecast,
+                shares,
+                lambda metric: [_known(each, scales[metric.metric].effect) for each in metric.detectable],
+            ),
+            _INDENT,
+        )
+    for note in forecast.notes:
+        yield _line(f"note: {note}", "yellow")
+
+
+def _line(text: str, style: str = "") -> RenderableType:
+    return Padding(Text(text, style=style), _INDENT)
+
+
+def _traffic(forecast: Forecast, unit: str) -> str:
+    traffic = forecast.traffic
+    assert traffic is not None
+    arriving = f"{format_count(traffic.interactions_per_hour)} interactions an hour"
+    if unit != "request":
+        arriving += f" of {format_count(traffic.units_per_hour)} {unit}s"
+    rated = [f"{name} from {format_rate(rate)}" for name, rate in traffic.ratings_per_unit.items()]
+    return f"now {arriving}" + (f"; {', '.join(rated)} of them" if rated else "")
+
+
+def _length(forecast: Forecast, policy: Policy) -> str:
+    limit = f"max_duration is {format_seconds(policy.max_duration_seconds)}"
+    if forecast.seconds is None:
+        return f"how long it takes: {NO_DATA}; {limit}"
+    waits = ", and as long as approvals take" if any(stage.approval for stage in forecast.stages) else ""
+    length = "it never ends" if math.isinf(forecast.seconds) else f"about {format_seconds(forecast.seconds)}"
+    return f"{length}{waits}; {limit}"
+
+
+def _stages(forecast: Forecast) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "share", "takes about", "waits for"):
+        table.add_column(column, justify="right" if column == "share" else "left")
+    for stage in forecast.stages:
+        waits_for = f"{stage.waits_for}, approval" if stage.approval else stage.waits_for
+        table.add_row(stage.phase, format_share(stage.share), _known(stage.seconds, format_seconds), waits_for)
+    return table
+
+
+def _metrics(forecast: Forecast, scales: dict[str, Scale]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("metric", "role", "stable", "margin", "harm line", "twice the margin is rolled back after"):
+        table.add_column(column)
+    for metric in forecast.metrics:
+        scale = scales[metric.metric]
+        table.add_row(
+            metric.metric,
+            metric.role,
+            scale.level(metric.level),
+            scale.effect(metric.margin),
+            scale.effect(metric.harm),
+            _known(metric.caught_seconds, format_seconds),
+        )
+    return table
+
+
+def _by_stage(title: str, forecast: Forecast, shares: list[str], cells: Callable[[MetricForecast], list[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style="")
+    table.add_column("metric")
+    for share in shares:
+        table.add_column(share, justify="right")
+    for metric in forecast.metrics:
+        table.add_row(metric.metric, *cells(metric))
+    return table
+
+
+def _known(value: float | None, write: Callable[[float], str]) -> str:
+    if value is None:
+        return NO_DATA
+    return _NEVER if math.isinf(value) else write(value)
