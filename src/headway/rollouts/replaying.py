@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-from msgspec.structs import replace
 
 from headway.domain.assessment import Assessment
 from headway.domain.books import Books, Stratum
 from headway.domain.recording import Terms
 from headway.domain.rollout import Command, Decision, decide, obey
 from headway.errors import ConflictError
-from headway.rollouts.ticks import ALERTS
+from headway.rollouts.ticks import HEAVY_UNIT
 from headway.storage.database import Connection
 from headway.storage.evidence import list_blocks
 from headway.storage.rollouts import RolloutDecision, find_rollout, list_decisions, list_strata
@@ -70,7 +69,7 @@ async def replay(connection: Connection, number: int) -> Replay:
     checked, passed_over = 0, 0
     mismatches: list[Mismatch] = []
     for decision in await _decisions(connection, number):
-        if decision.reason in ALERTS or (decision.before.state == "baseline" and decision.outcome == "hold"):
+        if decision.reason == HEAVY_UNIT or (decision.before.state == "baseline" and decision.outcome == "hold"):
             passed_over += 1
             continue
         checked += 1
@@ -102,7 +101,7 @@ class _Past:
         found: list[Mismatch] = []
         assessment = decision.assessment
         if assessment is not None and decision.before.state != "baseline":
-            assessed = self._assess(decision, assessment)
+            assessed = self._assess(decision)
             if assessed != assessment:
                 found.append(_mismatch(decision, "assessment", assessment, assessed))
             assessment = assessed
@@ -118,14 +117,13 @@ class _Past:
                 found.append(_mismatch(decision, what, stored, replayed))
         return found
 
-    def _assess(self, decision: RolloutDecision, stored: Assessment) -> Assessment:
-        """Assess the blocks up to a decision's tick; what the providers called themselves is as it was recorded."""
+    def _assess(self, decision: RolloutDecision) -> Assessment:
+        """Assess the blocks up to a decision's tick."""
         strata = [stratum for stratum in self._strata if stratum.stage <= decision.before.stage]
         if self._books is None or self._books[0] != decision.tick:
             closed = [body for tick, body in self._blocks if tick <= decision.tick]
             self._books = decision.tick, Books.replay(self._terms, closed, strata)
-        assessed = self._books[1].assess(decision.before, strata)
-        return replace(assessed, provider_changed=stored.provider_changed)
+        return self._books[1].assess(decision.before, strata)
 
     def _decide(self, decision: RolloutDecision, assessment: Assessment) -> Decision:
         at_ms = round(decision.at.timestamp() * 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from typing import Final
 
 import structlog
 from msgspec.structs import replace
@@ -21,8 +22,8 @@ from headway.storage.decisions import CONTROLLER, Circumstances
 from headway.storage.evidence import Desk
 from headway.storage.rollouts import Rollout, find_rollout, list_strata
 
-ALERTS = ("heavy_unit", "fingerprint_changed")
-"""Reasons of entries in the log that ``decide`` does not take: they tell, and change nothing."""
+HEAVY_UNIT: Final = "heavy_unit"
+"""Reason of entries in the log that ``decide`` does not make: they tell, and change nothing."""
 
 CLAIMED_ROWS = 2_000
 """Evidence rows that a tick claims at most; after a long absence, the next ticks take the rest."""
@@ -32,7 +33,6 @@ _LOOK_ROWS = 10_000
 _LOOK_BACK = timedelta(minutes=10)
 _HEAVY_SHARE = 0.05
 _HEAVY_FROM = 400  # interactions; a twentieth of fewer is soon reached by a lively conversation
-_REMEMBERED_PROVIDERS = 1_000
 _FIGURES_PER_DWELL = 10
 # A server that hangs, or a controller that is frozen in its transaction, must not keep people from the rollout.
 _LIMITS = (
@@ -69,7 +69,7 @@ class Ticks:
         rollout = await find_rollout(connection, number, lock=True)
         if rollout.terms is None or rollout.status is None or rollout.ended_at is not None:
             return None
-        desk = await evidence.open_desk(connection, number, ALERTS)
+        desk = await evidence.open_desk(connection, number, passed_over=HEAVY_UNIT)
         if phase_of(rollout.status) is not None:
             return await _Tick(connection, rollout, desk, self._clock.unix_ms(), self._tick_seconds).take(
                 look=self._is_time_to_look(number)
@@ -134,18 +134,14 @@ class _Tick:
         strata = await list_strata(connection, rollout.number)
         counts = await evidence.claim(connection, rollout.number, self._number, limit=CLAIMED_ROWS)
         assessment = await self._book(counts, strata)
-        news = _Sightings(self._desk.providers, counts)
-        assessment = replace(assessment, provider_changed=news.changed)
         decision = decide(self._terms, self._status, assessment, self._now_ms)
-        if decision.status.state != "paused":  # what changes in a pause is news when it is over
-            await self._remember(news)
         if decision.outcome != "hold" or decision.status != self._status or self._has_news(decision):
             await self._change(decision, assessment)
             await self._keep_figure(decision.status, assessment)
         elif self._desk.figure_at is None or utc(self._now_ms) - self._desk.figure_at >= self._figure_pause:
             await self._keep_figure(decision.status, assessment)
-        if not is_over(decision.status):
-            await self._raise_alerts(news, look=look)
+        if look and decision.status.state != "paused" and not is_over(decision.status):
+            await self._look_for_heavy_unit(decision.status)
         await self._spend(counts)
         if self._routed:
             await routing.publish(connection)
@@ -184,28 +180,20 @@ class _Tick:
             self._connection, self._rollout.number, status, assessment, tick=self._number, now_ms=self._now_ms
         )
 
-    async def _remember(self, news: _Sightings) -> None:
-        if news.unknown and len(self._desk.providers) < _REMEMBERED_PROVIDERS:
-            await evidence.note_providers(self._connection, self._rollout.number, news.known | news.unknown)
-
-    async def _raise_alerts(self, news: _Sightings, *, look: bool) -> None:
-        _, status = _running(self._rollout)
-        if status.state == "paused":
+    async def _look_for_heavy_unit(self, status: Status) -> None:
+        """Raise an alert when one unit makes up much of the traffic (statistics, booking rule 13); once per stage."""
+        connection, number, now = self._connection, self._rollout.number, utc(self._now_ms)
+        if await decisions.has_told(connection, number, HEAVY_UNIT, status.stage):
             return
-        if news.fingerprints:
-            message = f"a provider has changed what is behind its model: {', '.join(sorted(news.fingerprints))}"
-            await self._change(Decision("hold", "fingerprint_changed", message, status), None)
-        if look and not await decisions.has_told(self._connection, self._rollout.number, "heavy_unit", status.stage):
-            now = utc(self._now_ms)
-            heaviest, total = await evidence.find_heaviest(
-                self._connection, self._rollout.number, self._desk, since=now - _LOOK_BACK, now=now, limit=_LOOK_ROWS
+        heaviest, total = await evidence.find_heaviest(
+            connection, number, self._desk, since=now - _LOOK_BACK, now=now, limit=_LOOK_ROWS
+        )
+        if total >= _HEAVY_FROM and heaviest > _HEAVY_SHARE * total:
+            message = (
+                f"one unit has {heaviest:,} of the latest {total:,} interactions: where one user or conversation is so"
+                " large, shares say little about the others"
             )
-            if total >= _HEAVY_FROM and heaviest > _HEAVY_SHARE * total:
-                message = (
-                    f"one unit has {heaviest:,} of the latest {total:,} interactions: where one user or conversation is"
-                    " so large, shares say little about the others"
-                )
-                await self._change(Decision("hold", "heavy_unit", message, status), None)
+            await self._change(Decision("hold", HEAVY_UNIT, message, status), None)
 
     async def _spend(self, counts: Mapping[ExposureKey, Counts]) -> None:
         usd = sum(each.mirrored_cost for each in counts.values()) / COST.per_unit
@@ -217,36 +205,6 @@ class _Tick:
         if rule is not None and routing.is_used_up(rule, after) and not routing.is_used_up(rule, before):
             _log.info("shadow_budget_used_up", rollout=self._rollout.number, usd=after)
             self._routed = True
-
-
-class _Sightings:
-    """What answers, beside what has answered so far.
-
-    Attributes:
-        known: What has been seen: arm, deployment, model and fingerprint.
-        unknown: What is seen for the first time.
-        changed: A deployment of which other models are known answers with a new one.
-        fingerprints: Those that are new of models that are known by others.
-    """
-
-    def __init__(self, known: Iterable[str], counts: Mapping[ExposureKey, Counts]) -> None:
-        self.known = frozenset(known)
-        seen = {f"{key.arm} {provider}" for key, found in counts.items() for provider in found.providers}
-        self.unknown = frozenset(seen - self.known)
-        models = {_model(each) for each in self.known}
-        deployments = {_deployment(each) for each in self.known}
-        self.changed = any(_model(each) not in models and _deployment(each) in deployments for each in self.unknown)
-        self.fingerprints = frozenset(
-            each.split(" ", 1)[1] for each in self.unknown if _model(each) in models and not each.endswith(" ")
-        )
-
-
-def _model(provider: str) -> str:
-    return provider.rpartition(" ")[0]
-
-
-def _deployment(provider: str) -> str:
-    return " ".join(provider.split(" ", 2)[:2])
 
 
 def _is_news(desk: Desk, decision: Decision, pause: timedelta, now_ms: int) -> bool:

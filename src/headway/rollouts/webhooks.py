@@ -173,4 +173,4 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 
 def _describe(delivery: Delivery) -> dict[str, object]:
     # Not the whole address: some carry a token.
-    return {"event": delivery.event, "host": urlsplit(delivery.url).hostname, "attempt": delivery.attempts}
+    return {"message": delivery.event, "host": urlsplit(delivery.url).hostname, "attempt": delivery.attempts}

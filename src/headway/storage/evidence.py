@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -41,9 +40,7 @@ class Desk:
     Attributes:
         application_number, stable_number, candidate_number: Of the application and the two releases.
         books: ``Books.encode`` of the last tick; None before the first.
-        providers: Arm, and what answered there, as it has been seen so far.
-        last_outcome, last_reason, last_metric, last_at: Of the newest decision that was no alert; None before the
-            first.
+        last_outcome, last_reason, last_metric, last_at: Of the newest decision; None before the first.
         figure_at: When the newest figure was kept; None before the first.
     """
 
@@ -51,7 +48,6 @@ class Desk:
     stable_number: int
     candidate_number: int
     books: bytes | None
-    providers: list[str]
     last_outcome: str | None
     last_reason: str | None
     last_metric: str | None
@@ -59,22 +55,22 @@ class Desk:
     figure_at: datetime | None
 
 
-async def open_desk(connection: Connection, rollout: int, alerts: Iterable[str]) -> Desk:
-    """Read what a tick needs of a rollout; decisions with the reasons in ``alerts`` are passed over."""
+async def open_desk(connection: Connection, rollout: int, *, passed_over: str) -> Desk:
+    """Read what a tick needs of a rollout; decisions with that reason are passed over."""
     async with connection.cursor(row_factory=class_row(Desk)) as cursor:
         await cursor.execute(
             """
             SELECT o.application_id AS application_number, o.stable_release AS stable_number,
-                   o.candidate_release AS candidate_number, o.books, o.providers, d.outcome AS last_outcome,
+                   o.candidate_release AS candidate_number, o.books, d.outcome AS last_outcome,
                    d.reason AS last_reason, d.metric AS last_metric, d.at AS last_at,
                    (SELECT at FROM figure WHERE rollout_id = o.id ORDER BY tick DESC LIMIT 1) AS figure_at
             FROM rollout o LEFT JOIN LATERAL (
-                SELECT outcome, reason, metric, at FROM decision WHERE rollout_id = o.id AND reason <> ALL (%s)
+                SELECT outcome, reason, metric, at FROM decision WHERE rollout_id = o.id AND reason <> %s
                 ORDER BY number DESC LIMIT 1
             ) AS d ON true
             WHERE o.id = %s
             """,
-            (list(alerts), rollout),
+            (passed_over, rollout),
         )
         found = await cursor.fetchone()
     assert found is not None, "it is locked"
@@ -118,11 +114,6 @@ async def spend(connection: Connection, rollout: int, usd: float) -> float:
     )
     row = await cursor.fetchone()
     return 0.0 if row is None else float(row[0])
-
-
-async def note_providers(connection: Connection, rollout: int, providers: Iterable[str]) -> None:
-    """Remember what answers, as the providers name it."""
-    await connection.execute("UPDATE rollout SET providers = %s WHERE id = %s", (sorted(providers), rollout))
 
 
 async def freeze(connection: Connection, rollout: int, terms: Terms) -> None:

@@ -7,8 +7,7 @@ ALTER TABLE rollout
     ADD COLUMN books    bytea,                          -- headway.domain.books.Books: follows from the blocks, and what is open
     ADD COLUMN restarts integer NOT NULL DEFAULT 0,     -- earlier rollouts of this candidate that were rolled back
     ADD COLUMN started_by text NOT NULL DEFAULT '',
-    ADD COLUMN shadow_usd double precision NOT NULL DEFAULT 0,  -- what mirrored answers have cost
-    ADD COLUMN providers text[] NOT NULL DEFAULT '{}';  -- arm, and what answered there: headway.domain.evidence.Counts
+    ADD COLUMN shadow_usd double precision NOT NULL DEFAULT 0;  -- what mirrored answers have cost
 COMMENT ON COLUMN rollout.state IS 'running (manual) | headway.domain.rollout.State';
 
 ALTER TABLE rollout_stage
