@@ -51,13 +51,6 @@ class ReleaseQuery(PageQuery):
     name: Word = None
 
 
-class RolloutQuery(PageQuery):
-    """Which rollouts; ``active`` for those that run, or for those that have ended."""
-
-    application: Word = None
-    active: bool | None = None
-
-
 class InteractionQuery(PageQuery, SpanQuery):
     """Which interactions; ``failed`` for those with an error, or without."""
 

@@ -77,54 +77,6 @@ class Release(Resource):
     role: Arm | None
 
 
-class Rollout(Resource):
-    """One move of an application from its stable release to a candidate."""
-
-    number: int
-    application: str
-    stable: str
-    candidate: str
-    state: str
-    stage: int
-    share: float
-    started_at: datetime
-    ended_at: datetime | None
-
-
-class Stage(Resource):
-    """One step of a rollout: the candidate's share from then on, who set it and why."""
-
-    stage: int
-    share: float
-    since: datetime
-    author: str
-    reason: str
-
-
-class RolloutDetail(Rollout):
-    """A rollout with its steps, first to last."""
-
-    stages: list[Stage]
-
-
-class ShareWish(Wish):
-    """The share (0 to 1) of an application's units that a release should have; 1 promotes it, 0 takes it back."""
-
-    release: str = Field(max_length=200, pattern=r"^[^\x00]*$")
-    share: float = Field(ge=0, le=1, allow_inf_nan=False)
-    reason: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
-
-
-class ShareAnswer(Resource):
-    """What setting a share did; ``before`` is the share before."""
-
-    rollout: Rollout
-    before: float
-    opened: bool
-    changed: bool
-    snapshot: int
-
-
 class Interaction(Resource):
     """One caller request, without its content."""
 

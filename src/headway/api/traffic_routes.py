@@ -1,28 +1,17 @@
-"""The control plane's routes on applications, releases and rollouts: where traffic goes."""
+"""The control plane's routes on applications and releases."""
 
 from __future__ import annotations
 
-import dataclasses
 from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from headway.api.control_parts import Admin, Name, Number, Services, Viewer, problems, signature
-from headway.api.queries import PageQuery, ReleaseQuery, RolloutQuery, SpanQuery
-from headway.api.resources import (
-    Application,
-    Page,
-    Release,
-    Rollout,
-    RolloutDetail,
-    ShareAnswer,
-    ShareWish,
-    Summary,
-)
+from headway.api.control_parts import Name, Number, Services, Viewer, problems
+from headway.api.queries import PageQuery, ReleaseQuery, SpanQuery
+from headway.api.resources import Application, Page, Release, Summary
 from headway.clock import utc
 from headway.errors import InvalidRequestError
-from headway.rollouts.manual import set_share
 from headway.storage import records
 from headway.storage.paging import read_page
 
@@ -67,16 +56,6 @@ async def summarise_application(
     return {"application": application, "since": start, "until": end, "releases": releases}
 
 
-@router.put("/applications/{application}/share", response_model=ShareAnswer, responses=problems(404, 409))
-async def put_share(services: Services, key: Admin, application: Name, wish: ShareWish) -> Any:
-    """Give a release a share of the application's units; 1 promotes it, 0 takes it back."""
-    async with services.database.connection() as connection:
-        change = await set_share(
-            connection, application, wish.release, wish.share, author=signature(key), reason=wish.reason
-        )
-    return dataclasses.asdict(change)
-
-
 @router.get("/releases", response_model=Page[Release], responses=problems())
 async def list_releases(services: Services, _: Viewer, wanted: Annotated[ReleaseQuery, Query()]) -> Any:
     """List the releases, newest first."""
@@ -90,19 +69,3 @@ async def get_release(services: Services, _: Viewer, number: Number) -> Any:
     """Show a release."""
     async with services.database.connection() as connection:
         return await records.read_one(connection, records.RELEASES, ("number = %s", number), f"release {number}")
-
-
-@router.get("/rollouts", response_model=Page[Rollout], responses=problems())
-async def list_rollouts(services: Services, _: Viewer, wanted: Annotated[RolloutQuery, Query()]) -> Any:
-    """List the rollouts, newest first; `active` for those that run, or for those that have ended."""
-    conditions = records.of_application(wanted.application, active=wanted.active)
-    async with services.database.connection() as connection:
-        return await read_page(connection, records.ROLLOUTS, conditions, limit=wanted.limit, cursor=wanted.cursor)
-
-
-@router.get("/rollouts/{number}", response_model=RolloutDetail, responses=problems(404))
-async def get_rollout(services: Services, _: Viewer, number: Number) -> Any:
-    """Show a rollout with its steps."""
-    async with services.database.connection() as connection:
-        found = await records.read_one(connection, records.ROLLOUTS, ("number = %s", number), f"rollout {number}")
-        return {**found, "stages": await records.read_stages(connection, number)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,15 +11,16 @@ from rich.text import Text
 
 from headway.cli.rollout_screen import Reading, Screen
 from headway.cli.rollout_terms import draw_terms
-from headway.cli.terminal import JsonOption, author, console, emit, emit_json, run_async
+from headway.cli.terminal import JsonOption, author, console, emit, emit_json, notes, run_async
 from headway.cli.watch import Reader, find, watch
 from headway.clock import SystemClock
 from headway.config.settings import load_settings
-from headway.domain.display import describe_state, format_share
+from headway.domain.display import describe_state, format_seconds, format_share
 from headway.domain.rollout import Command
 from headway.errors import InvalidRequestError
 from headway.rollouts.operations import Taken, take
 from headway.rollouts.replaying import Replay, replay
+from headway.rollouts.starting import Started, start
 from headway.runtime import open_database
 from headway.storage import rollouts
 from headway.storage.rollouts import Rollout
@@ -101,6 +103,34 @@ def watch_rollout(
         run_async(_watch(rollout, follow))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+
+
+@app.command("start")
+def start_rollout(
+    application: Annotated[str, typer.Argument(help="Name of the application.")],
+    release: Annotated[str, typer.Argument(help="Name of the release; `headway releases list` shows them.")],
+    accept: Annotated[bool, typer.Option("--accept", help="Even if it cannot finish at the present traffic.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Even if the release was rolled back before.")] = False,
+    reason: ReasonOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Start to roll out a release that is there already; [bold]headway apply[/bold] does it for one that is new.
+
+    Example: [bold]headway rollout start support r-1f2e3d4c --reason "once more"[/bold]
+    """
+    started = run_async(_start(application, release, reason, accept=accept, retry=retry))
+    if json:
+        emit_json(started)
+        return
+    rollout, forecast = started.rollout, started.forecast
+    console.print(
+        Text(f"Rollout {rollout.number} of {rollout.application} has begun. {_stands(rollout)}"), soft_wrap=True
+    )
+    if forecast.seconds is not None and math.isfinite(forecast.seconds):
+        console.print(f"At the present traffic it takes about {format_seconds(forecast.seconds)}.")
+    for remark in (*forecast.problems, *forecast.notes):
+        notes.print(Text(f"note: {remark}", "yellow"), soft_wrap=True)
+    console.print(Text(f"To follow it: headway rollout watch {rollout.application}", "dim"), soft_wrap=True)
 
 
 @app.command()
@@ -227,6 +257,20 @@ async def _show(name: str) -> Reading:
 async def _watch(name: str, follow: bool) -> None:
     async with open_database(load_settings()) as database:
         await watch(database, Reader(name, SystemClock()), console, follow=follow)
+
+
+async def _start(application: str, release: str, reason: str, *, accept: bool, retry: bool) -> Started:
+    async with open_database(load_settings()) as database, database.connection() as connection:
+        return await start(
+            connection,
+            application,
+            release,
+            author=author(),
+            reason=reason,
+            now_ms=SystemClock().unix_ms(),
+            accept=accept,
+            retry=retry,
+        )
 
 
 async def _take(name: str, command: Command, reason: str) -> Taken:

@@ -38,7 +38,7 @@ _NAME_WIDTH, _VALUE_WIDTH, _MORE_WIDTH = 22, 26, 28
 _AXIS = 2.0  # margins to either side of no difference
 _METER_WIDTH = 10
 _WHEN_WIDTH, _WHAT_WIDTH = 11, 12
-_NEWEST_LINES = 3  # of the newest decision and the heading above it
+_WHY_COLUMN = _WHEN_WIDTH + _WHAT_WIDTH + 4
 _SUSPICIOUS = 0.5  # of the way to the sample-ratio alarm: worth showing
 _COLOURS: Mapping[str, str] = MappingProxyType(
     {
@@ -117,17 +117,18 @@ class Screen:
     whole: bool = False
     note: str = ""
 
-    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw it."""
         width = min(options.max_width, _LARGEST_WIDTH)
-        height = 10_000 if self.whole else options.size.height
+        height = 10_000 if self.whole else options.size.height - 1  # the cursor needs a line
         head: list[RenderableType] = [Text(self.note, "bold yellow")] if self.note else []
         head += draw_head(self.reading, width)
-        rows, metrics, room = 3, list(_draw_metrics(self.reading, width, rows=3)), 0
-        while (room := height - len(head) - len(metrics) - _NEWEST_LINES) < 1 < rows:
+        newest = 1 + sum(len(each.why.wrap(console, width - _WHY_COLUMN)) for each in list_events(self.reading)[:1])
+        rows, metrics = 3, list(_draw_metrics(self.reading, width, rows=3))
+        while (room := height - len(head) - len(metrics) - newest) < 0 and rows > 1:
             rows -= 1  # of each metric: detail goes first
             metrics = list(_draw_metrics(self.reading, width, rows=rows))
-        yield Group(*head, *metrics, *draw_events(self.reading, width, max(1, room), whole=self.whole))
+        yield Group(*head, *metrics, *draw_events(self.reading, width, max(0, room), whole=self.whole))
 
 
 def draw_head(reading: Reading, width: int) -> Iterator[RenderableType]:
@@ -178,13 +179,13 @@ def _decided(decision: RolloutDecision) -> Event:
     return Event(decision.number, decision.at, what, why)
 
 
-def draw_events(reading: Reading, width: int, lines: int, *, whole: bool = False) -> Iterator[RenderableType]:
-    """Draw what happened last, newest first; the newest in full, of the others one line each."""
-    for index, event in enumerate(list_events(reading)[: max(1, lines)]):
+def draw_events(reading: Reading, width: int, older: int, *, whole: bool = False) -> Iterator[RenderableType]:
+    """Draw what happened last, newest first: the newest in full, and of so many older ones a line each."""
+    for index, event in enumerate(list_events(reading)[: 1 + older]):
         if not index:
             yield Text("Shares" if reading.rollout.terms is None else "Decisions", "bold")
         elif not whole:
-            event.why.truncate(max(10, width - _WHEN_WIDTH - _WHAT_WIDTH - 4), overflow="ellipsis")
+            event.why.truncate(width - _WHY_COLUMN, overflow="ellipsis")
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True, width=_WHEN_WIDTH)
         table.add_column(no_wrap=True, width=_WHAT_WIDTH)
@@ -418,7 +419,7 @@ def _safe(text: MetricText) -> Text:
     if evidence is None or share is None:
         return Text()
     if evidence.vacuous:
-        return Text.assemble((f"{format_share(share)} ", "dim"), ("allowed without evidence", "green"))
+        return Text.assemble((f"{format_share(share)} ", "dim"), ("needs no evidence", "green"))
     meter = _meter(evidence.progress, "green", _METER_WIDTH)
     return Text.assemble((f"{format_share(share)} ", "dim"), meter, f" {evidence.e} of {evidence.threshold}")
 

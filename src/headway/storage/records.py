@@ -46,11 +46,19 @@ RELEASES = Listing(
 ROLLOUTS = Listing(
     select="""
         SELECT * FROM (
-            SELECT o.id AS number, a.name AS application, s.name AS stable, c.name AS candidate, o.state, o.stage,
-                   o.share, o.started_at, o.ended_at
+            SELECT o.id AS number, a.name AS application, s.name AS stable, c.name AS candidate,
+                   coalesce(o.policy->>'name', o.policy #>> '{}') AS policy, o.state, o.stage, o.share, o.restarts,
+                   o.shadow_usd, o.started_at, o.started_by, o.ended_at
             FROM rollout o JOIN application a ON a.id = o.application_id JOIN release s ON s.id = o.stable_release
             JOIN release c ON c.id = o.candidate_release
         ) listed""",
+    order=(("number", "number", "number"),),
+)
+
+DECISIONS = Listing(
+    select="""
+        SELECT rollout_id AS rollout, number, tick, at, author, outcome, reason, message, metric, command, words,
+               before, after, assessment FROM decision""",
     order=(("number", "number", "number"),),
 )
 
@@ -122,13 +130,14 @@ _FEEDBACK_SUMMARY: LiteralString = """
 
 
 def of_application(
-    application: str | None, *, release: str | None = None, active: bool | None = None
+    application: str | None, *, release: str | None = None, active: bool | None = None, state: str | None = None
 ) -> list[Condition]:
-    """Say which releases or rollouts to list; ``active`` is for rollouts."""
+    """Say which releases or rollouts to list; ``active`` and ``state`` are for rollouts."""
     return [
         ("application = %s", application),
         ("name = %s", release),
         ("(ended_at IS NULL) = %s", active),
+        ("state = %s", state),
     ]
 
 
@@ -187,16 +196,6 @@ async def read_one(connection: Connection, listing: Listing, condition: Conditio
     if found is None:
         raise NotFoundError(f"there is no {what}")
     return found
-
-
-async def read_stages(connection: Connection, rollout: int) -> list[dict[str, Any]]:
-    """Read the steps of a rollout, first to last."""
-    async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            "SELECT stage, share, since, author, reason FROM rollout_stage WHERE rollout_id = %s ORDER BY stage",
-            (rollout,),
-        )
-        return await cursor.fetchall()
 
 
 async def read_configuration(connection: Connection, number: int) -> dict[str, Any]:
