@@ -49,7 +49,8 @@ class SlowTest(msgspec.Struct, frozen=True):
     """An event made of thresholds: an interaction slower than its arm's threshold (statistics, F5).
 
     Attributes:
-        name: Name of the event in ``Counts.events``: ``latency_p95:harm``, ``latency_p95:0.05`` (to enter that share).
+        name: Name of the event in ``Counts.events``: ``latency_p95:harm``, ``latency_p95:0.05`` (to enter that
+            share), ``latency_p95:superior``.
         value: The value metric: ``latency`` or ``first_token``.
         stable_bin: A stable interaction is slow in a log-histogram bin above this.
         candidate_bin: The same of a candidate's.
@@ -113,10 +114,12 @@ def plan_recording(policy: Policy, baseline: Baseline) -> Recording:
             slow.append(SlowTest(metric.name, metric.value, edge, edge))
             continue
         up = math.ceil(_bins(rule.harm) - _ROUNDING)
-        slow.append(SlowTest(slow_test_name(rule.metric, None), metric.value, edge, edge + up))
+        slow.append(SlowTest(slow_test_name(rule.metric, "harm"), metric.value, edge, edge + up))
         for stage in policy.stages[1:]:  # the first stage is entered without evidence
             down = math.floor(_bins(1 + (rule.margin - 1) / stage.share) + _ROUNDING)
-            slow.append(SlowTest(slow_test_name(rule.metric, stage.share), metric.value, edge, edge + down))
+            slow.append(SlowTest(slow_test_name(rule.metric, repr(stage.share)), metric.value, edge, edge + down))
+        if rule.require == "superior":
+            slow.append(SlowTest(slow_test_name(rule.metric, "superior"), metric.value, edge, edge))
     limits = {
         metric.name: round(known.limit * metric.per_unit)
         for metric in VALUE_METRICS
@@ -125,9 +128,9 @@ def plan_recording(policy: Policy, baseline: Baseline) -> Recording:
     return Recording(policy.period_seconds, tuple(slow), limits)
 
 
-def slow_test_name(metric: str, share: float | None) -> str:
-    """Name the slow test of a quantile metric: for harm, or for entering a share."""
-    return f"{metric}:harm" if share is None else f"{metric}:{share!r}"
+def slow_test_name(metric: str, test: str) -> str:
+    """Name a slow test of a quantile metric: ``harm``, ``superior``, or the ``repr`` of the share to enter."""
+    return f"{metric}:{test}"
 
 
 def _bins(ratio: float) -> float:
