@@ -8,11 +8,15 @@ from functools import partial
 import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 
+from headway.api.authentication import authenticate
 from headway.api.control_parts import ControlServices
 from headway.api.controlplane import create_app
 from headway.api.metrics import render_metrics
+from headway.api.problems import status_of
 from headway.clock import Clock, utc
 from headway.config.settings import Settings
+from headway.console.services import ConsoleServices
+from headway.console.site import create_console
 from headway.domain.snapshot import Snapshot
 from headway.errors import StorageError
 from headway.gateway.feed import SnapshotFeed
@@ -64,7 +68,8 @@ class ControlPlaneService:
         tasks.run("controller", controller.run)
         tasks.run("webhooks", courier.run)
         metrics = partial(_render_metrics, settings, registry)
-        return create_app(ControlServices(database, clock, self._current, metrics))
+        console = ConsoleServices(database, clock, self._current, authenticate, status_of)
+        return create_console(console, create_app(ControlServices(database, clock, self._current, metrics)))
 
     def _take(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
