@@ -147,7 +147,7 @@ DECLARED = Table(
     {
         "level": Key(
             Amount("a level such as 0.5%, 4.1 or 800ms"),
-            "Stable's rate, mean, or quantile.",
+            "Stable's rate, mean, or quantile (in ms without a unit).",
             required=True,
         ),
         "limit": Key(

@@ -379,8 +379,8 @@ def _resolve_baseline(metric: Metric, entry: Tree, place: Place, document: Docum
     if metric.kind in ("event", "binary"):
         what, fits = "a rate between 0 and 100%", measure.form in ("plain", "%") and level < 1.0
     elif metric.kind == "quantile":
-        what, fits = "a time such as 800ms", measure.form == "time"
-        level = level * 1000
+        what, fits = "a time such as 800ms", measure.form in ("time", "plain")
+        level = level * 1000 if measure.form == "time" else level
     elif metric.kind == "bounded":
         what = f"a number from {metric.minimum:g} to {metric.maximum:g}"
         fits = fits and metric.minimum <= level <= metric.maximum

@@ -4,169 +4,66 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from headway.domain.assessment import Assessment, MetricFigures
 from headway.domain.display import format_count, format_e, format_seconds, format_share, scale_of
 from headway.domain.policy import MetricRule, Policy
 from headway.domain.recording import Terms
+from headway.domain.standing import (
+    BASELINE_INTERACTIONS,
+    BASELINE_RATINGS,
+    ENDED,
+    SAMPLE_RATIO_ALARM,
+    BaselineGap,
+    Command,
+    Decision,
+    Outcome,
+    Phase,
+    Reason,
+    State,
+    Status,
+    baseline_gaps,
+    begin,
+    commands,
+    end,
+    enter,
+    is_over,
+    leave_baseline,
+    next_share,
+    pause,
+    pause_ms,
+    phase_of,
+    resume,
+    shares_ahead,
+    step_to_approve,
+)
 from headway.errors import ConflictError
 
-State = Literal["baseline", "shadow", "ramp", "paused", "holdback", "rolled_back", "promoted", "inconclusive"]
-Outcome = Literal["advance", "hold", "promote", "roll_back", "pause", "resume", "approve", "inconclusive"]
-Reason = Literal[
-    "ended",
-    "baseline",
-    "kill_switch",
-    "paused",
-    "sample_ratio",
-    "harm",
-    "max_duration",
-    "provider_changed",
-    "shadow",
-    "holdback",
-    "dwell",
-    "min_units",
-    "no_data",
-    "evidence",
-    "approval",
-    "safe",
-    "command",
-    "heavy_unit",
-    "fingerprint_changed",
+__all__ = [
+    "BASELINE_INTERACTIONS",
+    "BASELINE_RATINGS",
+    "ENDED",
+    "SAMPLE_RATIO_ALARM",
+    "BaselineGap",
+    "Command",
+    "Decision",
+    "Outcome",
+    "Phase",
+    "Reason",
+    "State",
+    "Status",
+    "baseline_gaps",
+    "begin",
+    "commands",
+    "decide",
+    "is_over",
+    "next_share",
+    "obey",
+    "phase_of",
+    "shares_ahead",
 ]
-Phase = Literal["shadow", "ramp", "holdback"]
-Command = Literal["pause", "resume", "approve", "advance", "promote", "rollback"]
-
-ENDED: frozenset[State] = frozenset(("rolled_back", "promoted"))
-"""States in which a rollout is over whatever its share; see ``is_over``."""
-
-SAMPLE_RATIO_ALARM = math.log(1000.0)
-"""Evidence at which units are taken to arrive at other shares than were set."""
-
-BASELINE_INTERACTIONS = 1000
-BASELINE_RATINGS = 200
-
-
-class Status(msgspec.Struct, frozen=True):
-    """Where a rollout stands: all that ``decide`` needs to know of its past. Times are Unix milliseconds.
-
-    Attributes:
-        state: Its state.
-        step: Index of the policy's stage it is in; -1 before the ramp.
-        stage: Number of the stratum that interactions are booked under. It grows with every change of share, with every
-            new start of the sample-ratio check, and when the provider changes its model.
-        share: The candidate's share of units.
-        since_ms: When the share was set, or the rollout resumed after the sample ratio had paused it.
-        started_ms: When the ramp (or the shadow stage before it) began.
-        paused_ms: Length of all pauses that are over.
-        paused_since_ms: When the running pause began; None when there is none.
-        paused_state: The state to go back to after the pause.
-        paused_reason: Code of why it is paused.
-        approved_step: Highest step that a person has released.
-        ratio_epoch: Grows with every new start of the sample-ratio check.
-        excused: A person let it go on after harm in the shadow stage, which does not pause it again.
-    """
-
-    state: State
-    step: int
-    stage: int
-    share: float
-    since_ms: int
-    started_ms: int
-    paused_ms: int = 0
-    paused_since_ms: int | None = None
-    paused_state: State | None = None
-    paused_reason: str = ""
-    approved_step: int = -1
-    ratio_epoch: int = 0
-    excused: bool = False
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """One decision: what happens, why, and where the rollout stands afterwards.
-
-    Attributes:
-        outcome: What happens.
-        reason: Stable code of why: docs/reference/policies.md explains each.
-        message: The same in a sentence, with figures.
-        metric: The metric that decided, if one did.
-        status: Where the rollout stands afterwards.
-    """
-
-    outcome: Outcome
-    reason: Reason
-    message: str
-    status: Status
-    metric: str | None = None
-
-
-class BaselineGap(NamedTuple):
-    """What the baseline of a metric lacks: it has ``found`` of the ``needed`` interactions, or ratings."""
-
-    metric: str
-    found: int
-    needed: int
-    noun: str
-
-
-def begin(terms: Terms, now_ms: int) -> Status:
-    """Say where a new rollout stands: in its first stage, or collecting its baseline when that is not complete."""
-    status = Status(state="baseline", step=-1, stage=0, share=0.0, since_ms=now_ms, started_ms=now_ms)
-    return status if baseline_gaps(terms) else _leave_baseline(terms.policy, status, now_ms)
-
-
-def is_over(status: Status) -> bool:
-    """Say whether the rollout has ended: promoted, rolled back, or inconclusive with nothing left on the candidate."""
-    return status.state in ENDED or (status.state == "inconclusive" and status.share == 0.0)
-
-
-def phase_of(status: Status) -> Phase | None:
-    """Name the phase whose processes take the evidence, during a pause too; None before the first and after all."""
-    state = status.paused_state if status.state == "paused" else status.state
-    if state == "inconclusive":
-        return None if is_over(status) else "ramp"
-    return state if state in {"shadow", "ramp", "holdback"} else None
-
-
-def shares_ahead(policy: Policy, status: Status) -> tuple[float, ...]:
-    """List the shares that the candidate still has to be shown safe for, the next one first."""
-    state = status.paused_state if status.state == "paused" else status.state
-    return tuple(stage.share for stage in policy.stages[status.step + 1 :]) if state in _BEFORE_THE_END else ()
-
-
-def next_share(policy: Policy, status: Status) -> float | None:
-    """Give the share that the rollout enters next; None when no step is left."""
-    return next(iter(shares_ahead(policy, status)), None)
-
-
-def baseline_gaps(terms: Terms) -> tuple[BaselineGap, ...]:
-    """List the metrics of which too little is known for a start; declared levels count as known."""
-    gaps = []
-    for rule in terms.policy.rules:
-        known = terms.baseline.metrics.get(rule.metric)
-        if known is not None and known.observations == 0:
-            continue  # declared
-        rated = rule.metric in terms.feedback
-        needed, noun = (BASELINE_RATINGS, "ratings") if rated else (BASELINE_INTERACTIONS, "interactions")
-        found = 0 if known is None else known.observations
-        if known is not None and rule.method == "event_ratio":
-            found = max(found, terms.baseline.interactions)  # rates per unit are observed less often
-        if found < needed:
-            gaps.append(BaselineGap(rule.metric, found, needed, noun))
-    return tuple(gaps)
-
-
-def commands(policy: Policy, status: Status) -> tuple[Command, ...]:
-    """List what a person can ask of a rollout that stands there."""
-    if is_over(status):
-        return ()
-    found = _COMMANDS[status.state]
-    waiting = _step_to_approve(policy, status)
-    return tuple(command for command in found if command != "approve" or waiting is not None)
 
 
 def decide(terms: Terms, status: Status, assessment: Assessment, now_ms: int) -> Decision:
@@ -201,39 +98,26 @@ def obey(terms: Terms, status: Status, command: Command, reason: str, now_ms: in
     _check_possible(terms.policy, status, command)
     outcome: Outcome = "roll_back" if command == "rollback" else command
     if command == "pause":
-        after, message = _pause(status, "command", now_ms), f"paused at {format_share(status.share)}"
+        after, message = pause(status, "command", now_ms), f"paused at {format_share(status.share)}"
     elif command == "resume":
-        after = _resume(status, now_ms)
-        message = f"resumed after {format_seconds((now_ms - _paused_since(status, now_ms)) / 1000)}"
+        after = resume(status, now_ms)
+        message = f"resumed after {format_seconds(pause_ms(status, now_ms) / 1000)}"
         message += ", with a new sample-ratio check" if after.ratio_epoch > status.ratio_epoch else ""
     elif command == "approve":
-        step = _step_to_approve(terms.policy, status)
+        step = step_to_approve(terms.policy, status)
         after = replace(status, approved_step=status.approved_step if step is None else step)
         message = f"approved the step to {format_share(terms.policy.stages[after.approved_step].share)}"
     elif command == "advance":
-        after = _enter(terms.policy, status, status.step + 1, now_ms)
+        after = enter(terms.policy, status, status.step + 1, now_ms)
         message = f"advanced from {format_share(status.share)} to {format_share(after.share)} past the gates"
         outcome = "promote" if after.state == "promoted" else "advance"
     elif command == "promote":
-        after = _end(status, "promoted", 1.0, now_ms)
+        after = end(status, "promoted", 1.0, now_ms)
         message = f"promoted from {format_share(status.share)} past the gates, without holdback"
     else:
-        after = _end(status, "rolled_back", 0.0, now_ms)
+        after = end(status, "rolled_back", 0.0, now_ms)
         message = f"rolled back from {format_share(status.share)}"
     return Decision(outcome, "command", f"{message}: {reason}" if reason else message, after)
-
-
-# --- steps from one status to another ------------------------------------------------------------------------------
-
-_BEFORE_THE_END: frozenset[State] = frozenset(("baseline", "shadow", "ramp"))
-_COMMANDS: dict[State, tuple[Command, ...]] = {
-    "baseline": ("pause", "approve", "promote", "rollback"),
-    "shadow": ("pause", "approve", "advance", "promote", "rollback"),
-    "ramp": ("pause", "approve", "advance", "promote", "rollback"),
-    "paused": ("resume", "approve", "promote", "rollback"),
-    "holdback": ("pause", "promote", "rollback"),
-    "inconclusive": ("promote", "rollback"),
-}
 
 
 def _check_possible(policy: Policy, status: Status, command: Command) -> None:
@@ -248,55 +132,6 @@ def _check_possible(policy: Policy, status: Status, command: Command) -> None:
     if command == "resume":
         raise ConflictError(f"the rollout is not paused; possible are: {', '.join(possible)}")
     raise ConflictError(f"{command} is not possible in the state {status.state}; possible are: {', '.join(possible)}")
-
-
-def _step_to_approve(policy: Policy, status: Status) -> int | None:
-    """Find the next step that needs a person's approval and has none."""
-    if not shares_ahead(policy, status):
-        return None
-    steps = range(max(status.step, status.approved_step) + 1, len(policy.stages))
-    return next((step for step in steps if policy.stages[step].approve), None)
-
-
-def _leave_baseline(policy: Policy, status: Status, now_ms: int) -> Status:
-    started = replace(status, started_ms=now_ms, since_ms=now_ms, paused_ms=0)
-    return _enter(policy, started, 0, now_ms) if policy.shadow is None else replace(started, state="shadow")
-
-
-def _enter(policy: Policy, status: Status, step: int, now_ms: int) -> Status:
-    """Enter a step of the ramp; the last one is the holdback, or the end where there is none."""
-    state: State = "ramp"
-    share = policy.stages[step].share
-    if step == len(policy.stages) - 1:
-        if policy.holdback is None:
-            return replace(_end(status, "promoted", 1.0, now_ms), step=step)
-        state, share = "holdback", 1.0 - policy.holdback.share
-    return replace(status, state=state, step=step, stage=status.stage + 1, share=share, since_ms=now_ms)
-
-
-def _pause(status: Status, reason: str, now_ms: int) -> Status:
-    return replace(status, state="paused", paused_since_ms=now_ms, paused_state=status.state, paused_reason=reason)
-
-
-def _paused_since(status: Status, now_ms: int) -> int:
-    return now_ms if status.paused_since_ms is None else min(status.paused_since_ms, now_ms)
-
-
-def _resume(status: Status, now_ms: int) -> Status:
-    resumed = replace(_unpause(status, now_ms), state=status.paused_state or "ramp")
-    if status.paused_reason == "sample_ratio":
-        epoch = status.ratio_epoch + 1
-        return replace(resumed, stage=status.stage + 1, ratio_epoch=epoch, since_ms=now_ms)
-    return replace(resumed, excused=True) if status.paused_reason == "shadow" else resumed
-
-
-def _unpause(status: Status, now_ms: int) -> Status:
-    paused_ms = status.paused_ms + now_ms - _paused_since(status, now_ms)
-    return replace(status, paused_ms=paused_ms, paused_since_ms=None, paused_state=None, paused_reason="")
-
-
-def _end(status: Status, state: State, share: float, now_ms: int) -> Status:
-    return replace(_unpause(status, now_ms), state=state, share=share, since_ms=now_ms)
 
 
 # --- the checks of a tick, in their order --------------------------------------------------------------------------
@@ -345,7 +180,7 @@ def _collect_baseline(case: _Case) -> Decision | None:
         return None
     gaps = baseline_gaps(case.terms)
     if not gaps:
-        after = _leave_baseline(case.policy, case.status, case.now_ms)
+        after = leave_baseline(case.policy, case.status, case.now_ms)
         into = "the shadow stage" if after.state == "shadow" else format_share(after.share)
         return Decision("advance", "baseline", f"the baseline is complete: on to {into}", after)
     unseen = [gap.metric for gap in gaps if gap.found == 0]
@@ -358,7 +193,10 @@ def _collect_baseline(case: _Case) -> Decision | None:
 
 
 def _obey_kill_switch(case: _Case) -> Decision | None:
-    switch, found = case.policy.kill_switch, case.assessment
+    switch, found, status = case.policy.kill_switch, case.assessment, case.status
+    mirrored = phase_of(status) == "shadow"
+    if mirrored and (status.excused or status.state == "paused"):
+        return None
     if 0 < switch.safety_events <= found.safety_events:
         what = f"{found.safety_events:,} of the candidate's answers were refused or filtered"
         limit = f"{switch.safety_events:,}"
@@ -368,7 +206,10 @@ def _obey_kill_switch(case: _Case) -> Decision | None:
     else:
         return None
     message = f"kill switch, the hard limit beside the guarantee: {what}, the limit is {limit}"
-    return Decision("roll_back", "kill_switch", message, _end(case.status, "rolled_back", 0.0, case.now_ms))
+    if mirrored:
+        message += ". Nobody has seen those answers: resume to go on all the same, or roll back"
+        return Decision("pause", "kill_switch", message, pause(status, "kill_switch", case.now_ms))
+    return Decision("roll_back", "kill_switch", message, end(status, "rolled_back", 0.0, case.now_ms))
 
 
 def _wait_for_a_person(case: _Case) -> Decision | None:
@@ -395,7 +236,7 @@ def _check_sample_ratio(case: _Case) -> Decision | None:
         f" this stage has {stable:,} units of stable and {candidate:,} of the candidate."
         " Assignment or recording is at fault: find out where, then resume or roll back"
     )
-    return Decision("pause", "sample_ratio", message, _pause(case.status, "sample_ratio", case.now_ms))
+    return Decision("pause", "sample_ratio", message, pause(case.status, "sample_ratio", case.now_ms))
 
 
 def _check_harm(case: _Case) -> Decision | None:
@@ -406,8 +247,8 @@ def _check_harm(case: _Case) -> Decision | None:
     what = f"{worst.metric} is beyond its harm line: {_describe_loss(case, worst)}"
     if case.status.state == "shadow":
         message = f"in the shadow stage, {what}. Resume to go on all the same, or roll back"
-        return Decision("pause", "shadow", message, _pause(case.status, "shadow", case.now_ms), worst.metric)
-    after = _end(case.status, "rolled_back", 0.0, case.now_ms)
+        return Decision("pause", "shadow", message, pause(case.status, "shadow", case.now_ms), worst.metric)
+    after = end(case.status, "rolled_back", 0.0, case.now_ms)
     return Decision("roll_back", "harm", what, after, worst.metric)
 
 
@@ -430,7 +271,7 @@ def _check_duration(case: _Case) -> Decision | None:
     if case.policy.on_inconclusive == "keep" and case.status.share > 0.0:
         message = f"{message}: {case.share} stays until a person decides"
         return Decision("inconclusive", "max_duration", message, replace(case.status, state="inconclusive"))
-    after = _end(case.status, "inconclusive", 0.0, case.now_ms)
+    after = end(case.status, "inconclusive", 0.0, case.now_ms)
     return Decision("inconclusive", "max_duration", f"{message}: all traffic is back on stable", after)
 
 
@@ -466,7 +307,7 @@ def _leave_holdback(case: _Case) -> Decision | None:
         kept = format_share(1.0 - case.status.share)
         spent = f"{format_seconds(case.seconds_at_share)} of {format_seconds(length)}"
         return case.hold("holdback", f"{kept} of the units stay on the old release: {spent}")
-    after = _end(case.status, "promoted", 1.0, case.now_ms)
+    after = end(case.status, "promoted", 1.0, case.now_ms)
     return Decision("promote", "holdback", f"no harm in a holdback of {format_seconds(length)}", after)
 
 
@@ -559,7 +400,7 @@ def _await_approval(case: _Case) -> Decision | None:
 
 
 def _advance(case: _Case, reason: Reason, why: str) -> Decision:
-    after = _enter(case.policy, case.status, case.status.step + 1, case.now_ms)
+    after = enter(case.policy, case.status, case.status.step + 1, case.now_ms)
     promoted = after.state == "promoted"
     message = f"{why}: from {case.share} to {format_share(after.share)}"
     if after.state == "holdback":

@@ -238,7 +238,7 @@ def test_the_sample_ratio_freezes_the_share() -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("status", [RAMP, SHADOW, HOLDBACK, KEPT, paused(RAMP)])
+@pytest.mark.parametrize("status", [RAMP, HOLDBACK, KEPT, paused(RAMP)])
 def test_the_kill_switch_acts_in_every_serving_state_and_is_labelled(
     switch: KillSwitch, changes: dict[str, int], what: str, status: Status
 ) -> None:
@@ -397,6 +397,16 @@ def test_harm_in_the_shadow_stage_pauses_and_a_person_may_go_on() -> None:
     # Who had paused it for another reason has excused nothing.
     other = obey(terms(), paused(SHADOW), "resume", "", LATE_MS).status
     assert decided(assess(harm=HARM), other, shadow=ShadowRule()).outcome == "pause"
+
+
+def test_the_kill_switch_pauses_in_the_shadow_stage_where_nobody_sees_the_answers() -> None:
+    policy: dict[str, Any] = {"kill_switch": KillSwitch(safety_events=3), "shadow": ShadowRule()}
+    given = assess(safety_events=3)
+    decision = decided(given, SHADOW, NOW_MS, **policy)
+    assert (decision.outcome, decision.reason, decision.status.paused_state) == ("pause", "kill_switch", "shadow")
+    assert decided(given, decision.status, **policy).reason == "paused"
+    resumed = obey(terms(**policy), decision.status, "resume", "", NOW_MS).status
+    assert decided(given, resumed, **policy).status.state == "ramp"
 
 
 def test_the_shadow_stage_knows_no_sample_ratio() -> None:
