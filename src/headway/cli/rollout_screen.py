@@ -37,8 +37,8 @@ _WIDE = 112  # from here on there is room for a fourth column
 _NAME_WIDTH, _VALUE_WIDTH, _MORE_WIDTH = 22, 26, 28
 _AXIS = 2.0  # margins to either side of no difference
 _METER_WIDTH = 10
-_WHEN_WIDTH, _WHAT_WIDTH = 11, 12
-_WHY_COLUMN = _WHEN_WIDTH + _WHAT_WIDTH + 4
+# Lines per metric, and whether the newest decision is cut to one: the first that fits.
+_LAYOUTS = ((3, False), (2, False), (2, True), (1, False), (1, True))
 _SUSPICIOUS = 0.5  # of the way to the sample-ratio alarm: worth showing
 _COLOURS: Mapping[str, str] = MappingProxyType(
     {
@@ -120,15 +120,23 @@ class Screen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw it."""
         width = min(options.max_width, _LARGEST_WIDTH)
-        height = 10_000 if self.whole else options.size.height - 1  # the cursor needs a line
         head: list[RenderableType] = [Text(self.note, "bold yellow")] if self.note else []
         head += draw_head(self.reading, width)
-        newest = 1 + sum(len(each.why.wrap(console, width - _WHY_COLUMN)) for each in list_events(self.reading)[:1])
-        rows, metrics = 3, list(_draw_metrics(self.reading, width, rows=3))
-        while (room := height - len(head) - len(metrics) - newest) < 0 and rows > 1:
-            rows -= 1  # of each metric: detail goes first
-            metrics = list(_draw_metrics(self.reading, width, rows=rows))
-        yield Group(*head, *metrics, *draw_events(self.reading, width, max(0, room), whole=self.whole))
+        room = options.size.height - 1 - len(head)  # the cursor needs a line
+        yield Group(*head, *self._arrange(console, options.update(width=width), room))
+
+    def _arrange(self, console: Console, options: ConsoleOptions, lines: int) -> list[RenderableType]:
+        """Choose how much of metrics and decisions there is room for."""
+        width, parts = options.max_width, []
+        for rows, brief in _LAYOUTS:
+            metrics: list[RenderableType] = list(_draw_metrics(self.reading, width, rows=rows))
+            events = list(draw_events(self.reading, width, brief=brief, whole=self.whole))
+            newest = sum(len(console.render_lines(each, options)) for each in events[:2])
+            room = lines - len(metrics) - newest
+            parts = [*metrics, *(events if self.whole else events[: 2 + max(0, room)])]
+            if self.whole or room >= 0:
+                break
+        return parts
 
 
 def draw_head(reading: Reading, width: int) -> Iterator[RenderableType]:
@@ -179,18 +187,29 @@ def _decided(decision: RolloutDecision) -> Event:
     return Event(decision.number, decision.at, what, why)
 
 
-def draw_events(reading: Reading, width: int, older: int, *, whole: bool = False) -> Iterator[RenderableType]:
-    """Draw what happened last, newest first: the newest in full, and of so many older ones a line each."""
-    for index, event in enumerate(list_events(reading)[: 1 + older]):
-        if not index:
-            yield Text("Shares" if reading.rollout.terms is None else "Decisions", "bold")
-        elif not whole:
-            event.why.truncate(width - _WHY_COLUMN, overflow="ellipsis")
+def draw_events(reading: Reading, width: int, *, brief: bool = False, whole: bool = False) -> Iterator[RenderableType]:
+    """Draw what happened, newest first, under a heading: the newest in full unless ``brief``, the others in a line.
+
+    Args:
+        reading: The rollout.
+        width: Columns.
+        brief: A line for the newest, too.
+        whole: All of them in full.
+    """
+    events = list_events(reading)
+    if not events:
+        return
+    yield Text("Shares" if reading.rollout.terms is None else "Decisions", "bold")
+    moments = [format_moment(event.at, reading.now_ms) for event in events]
+    when_width, what_width = max(map(len, moments)), max(event.what.cell_len for event in events)
+    for index, (moment, event) in enumerate(zip(moments, events, strict=True)):
+        if not whole and (index or brief):
+            event.why.truncate(max(10, width - when_width - what_width - 4), overflow="ellipsis")
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True, width=_WHEN_WIDTH)
-        table.add_column(no_wrap=True, width=_WHAT_WIDTH)
+        table.add_column(no_wrap=True, width=when_width)
+        table.add_column(no_wrap=True, width=what_width)
         table.add_column()
-        table.add_row(Text(format_moment(event.at, reading.now_ms), "dim"), event.what, event.why)
+        table.add_row(Text(moment, "dim"), event.what, event.why)
         yield table
 
 
