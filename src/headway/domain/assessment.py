@@ -70,9 +70,12 @@ class Assessment(msgspec.Struct, frozen=True):
         stage_interactions: Interactions of stable and candidate in the running stage.
         interactions: Interactions of stable and candidate in the whole rollout.
         safety_events: Refused or filtered interactions of the candidate, all told.
-        first_failures: Failures among the candidate's first interactions (the policy's ``kill_switch.of_first``,
-            rounded up to whole batches).
-        provider_changed: The provider answers with another model or fingerprint than before in this stage.
+        first_failures: Failures among the candidate's first interactions (the policy's ``kill_switch.of_first``); of
+            the tick that goes beyond them, a part of its failures.
+        provider_changed: In this stage a deployment has answered with another model or fingerprint than ever before
+            in the rollout.
+        busiest_bucket: Part of the stage's interactions that the busiest of 256 buckets of units brings: one unit with
+            more than 5 % of the traffic shows here. None with too few, or where units do not come back.
     """
 
     metrics: tuple[MetricFigures, ...] = ()
@@ -83,3 +86,4 @@ class Assessment(msgspec.Struct, frozen=True):
     safety_events: int = 0
     first_failures: int = 0
     provider_changed: bool = False
+    busiest_bucket: float | None = None

@@ -253,9 +253,10 @@ class Books:
         stage = [self._traffic.get((status.stage, arm), Traffic()) for arm in (0, 1)]
         counted = [place for place in self._traffic if (phases.get(place[0]) == "shadow") == (phase == "shadow")]
         unsafe = sum(self._traffic[place].unsafe for place in counted if place[1] == 1)
+        books = None if phase is None else self._phase_books(phase, phases)
         per_arm = [sum(self._traffic[place].interactions for place in counted if place[1] == arm) for arm in (0, 1)]
         return Assessment(
-            metrics=() if phase is None else self._figures(phase, status, phases, display=display),
+            metrics=() if books is None else self._figures(books, status, display=display),
             sample_ratio_log_e=self._sample_ratio(status, strata),
             stage_units=(stage[0].units, stage[1].units),
             stage_interactions=(stage[0].interactions, stage[1].interactions),
@@ -263,6 +264,7 @@ class Books:
             safety_events=unsafe,
             first_failures=0 if phase == "shadow" else self._first[1],
             provider_changed=self._changed_stage == status.stage,
+            busiest_bucket=None if books is None else books.busiest(status.stage),
         )
 
     # --- booking ---
@@ -381,18 +383,17 @@ class Books:
 
     # --- assessing ---
 
-    def _figures(
-        self, phase: Phase, status: Status, phases: Mapping[int, Phase], *, display: bool
-    ) -> tuple[MetricFigures, ...]:
-        policy, feed = self._terms.policy, self._feeds[phase]
-        alpha = policy.holdback.alpha if phase == "holdback" and policy.holdback is not None else policy.alpha
-        ahead = shares_ahead(policy, status) if phase == "ramp" else ()
+    def _phase_books(self, phase: Phase, phases: Mapping[int, Phase]) -> PhaseBooks:
         stages = tuple(sorted(stage for stage, own in phases.items() if own == phase))
-        books = PhaseBooks(
-            self._terms, phase, stages, self._wealth, self._totals, self._strata, feed.columns, self._traffic
-        )
+        columns = self._feeds[phase].columns
+        return PhaseBooks(self._terms, phase, stages, self._wealth, self._totals, self._strata, columns, self._traffic)
+
+    def _figures(self, books: PhaseBooks, status: Status, *, display: bool) -> tuple[MetricFigures, ...]:
+        policy, holdback = self._terms.policy, self._terms.policy.holdback
+        alpha = holdback.alpha if books.phase == "holdback" and holdback is not None else policy.alpha
+        ahead = shares_ahead(policy, status) if books.phase == "ramp" else ()
         found = []
-        for plan in feed.plans:
+        for plan in self._feeds[books.phase].plans:
             weighing = Weighing(books, plan)
             figures = weighing.figures(ahead, alpha)
             found.append(describe(figures, weighing, status.stage) if display else figures)

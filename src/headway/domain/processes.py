@@ -173,7 +173,7 @@ def _rating_banks(
     if superior:
         safe[SUPERIOR] = 0.0
     banks = {harm_stream(metric.name): make(plan, {HARM: plan.harm}, harm=True)}
-    if tolerances or superior:
+    if safe:
         banks[safe_stream(metric.name)] = make(plan, safe, harm=False)
     return banks, vacuous
 

@@ -8,7 +8,7 @@ have enough buckets, so that a slow drift in a stage cancels out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -16,7 +16,14 @@ import numpy.typing as npt
 
 from headway.domain.blocks import Histogram, Sums
 from headway.domain.evidence import BUCKETS
-from headway.stats import ConfidenceSequence, Contrast, RatioStatistics, confidence_sequence, ratio_variance
+from headway.stats import (
+    ConfidenceSequence,
+    Contrast,
+    RatioStatistics,
+    confidence_sequence,
+    normal_mixture_log_e,
+    ratio_variance,
+)
 from headway.stats.ratio import MIN_UNITS
 
 PART_MS = 86_400_000
@@ -113,8 +120,7 @@ class MeanComparison:
     """(strata, arms)."""
     influences: FloatArray
     """(strata, arms, buckets): what each bucket adds to the ratio, less what it should."""
-    observations: FloatArray
-    """(strata, arms)."""
+    _weighed: dict[tuple[float, float, float, float], float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -133,7 +139,17 @@ class MeanComparison:
         estimate = ratio_variance(sums, spread)
         ratios, variances = np.asarray(estimate.ratio), np.asarray(estimate.variance)
         influences = (y - ratios[..., None] * m) / np.maximum(totals, 1.0)[..., None]
-        return cls(ratios, variances, influences, totals)
+        return cls(ratios, variances, influences)
+
+    def weigh(self, sign: float, factor: float, rho: float, offset: float = 0.0) -> float:
+        """Weigh that R_B > factor R_A + offset (sign 1), or that it is below (sign -1): log E of the normal mixture."""
+        key = (sign, factor, rho, offset)
+        found = self._weighed.get(key)
+        if found is None:
+            contrast = self.contrast(factor, offset)
+            found = float(normal_mixture_log_e(sign * contrast.weighted_sum, contrast.information, rho))
+            self._weighed[key] = found
+        return found
 
     def contrast(self, factor: float, offset: float = 0.0) -> Contrast:
         """Compare: R_B - factor R_A - offset, in information time, its variance that of the buckets over all strata."""

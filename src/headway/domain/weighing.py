@@ -16,13 +16,14 @@ from headway.domain.processes import HARM, SUPERIOR, RulePlan, harm_stream, safe
 from headway.domain.recording import Terms, slow_test_name
 from headway.domain.rollout import Phase
 from headway.domain.strata import MeanComparison, Prior, Strata
-from headway.stats import event_floor_log_e, normal_mixture_log_e
+from headway.stats import event_floor_log_e
 
 TRAFFIC = "traffic"
 """Stream of the sums of events: interactions by bucket, and a column for each event."""
 
 _HIGHEST_FLOOR = 0.5
 _RAREST_LEVEL = 1e-6  # of an event that the baseline never saw, where a scale must be positive
+_TELLING_INTERACTIONS = 1_000
 _SMALL_UNITS = {metric.name: metric.per_unit for metric in VALUE_METRICS}
 
 FloatArray = npt.NDArray[np.float64]
@@ -56,6 +57,12 @@ class PhaseBooks:
         """Give the counts of a stream with their stages."""
         found = self.totals.get(stream, {})
         return [(stage, found[stage]) for stage in self.stages if stage in found]
+
+    def busiest(self, stage: int) -> float | None:
+        """Give the part of a stage's interactions that its busiest bucket of units brings; None with too few."""
+        found = [sums.denominators.sum(axis=0) for _, sums in self.strata.closed(TRAFFIC, [stage])]
+        total = sum(found[1:], found[0]) if found else np.zeros(1)
+        return float(total.max() / total.sum()) if total.sum() >= _TELLING_INTERACTIONS else None
 
     def interactions(self, stage: int) -> int:
         """Count the interactions of both arms in a stage."""
@@ -137,7 +144,7 @@ class Weighing:
     def harm(self) -> float:
         """Weigh that the candidate is beyond the harm line: log E."""
         if self.plan.rule.method == "normal_mixture":
-            return self._means(self.means(HARM), self.plan.harm, 1.0)
+            return self.means(HARM).weigh(1.0, self.plan.harm, self.rho())
         return self._blocks(HARM)
 
     def safe(self, share: float) -> SafeFigure:
@@ -146,7 +153,7 @@ class Weighing:
         if test in self.plan.vacuous:
             return SafeFigure(share, 0.0, vacuous=True)
         if self.plan.rule.method == "normal_mixture":
-            return SafeFigure(share, self._means(self.means(test), self.tolerance(share), -1.0))
+            return SafeFigure(share, self.means(test).weigh(-1.0, self.tolerance(share), self.rho()))
         log_e = self._first_and_all(test, self.tolerance(share))
         if self.floor:
             log_e = max(log_e, self._below(self.floor_at(share)))
@@ -163,7 +170,7 @@ class Weighing:
     def superior(self) -> float:
         """Weigh that the candidate is better than stable: log E."""
         if self.plan.rule.method == "normal_mixture":
-            return self._means(self.means(SUPERIOR), 1.0, -1.0)
+            return self.means(SUPERIOR).weigh(-1.0, 1.0, self.rho())
         return self._first_and_all(SUPERIOR, 1.0)
 
     def means(self, test: str) -> MeanComparison:
@@ -198,12 +205,7 @@ class Weighing:
         log_e = self._blocks(test)
         if not self.needs_means:
             return log_e
-        return min(log_e, self._means(self.means(test), tolerance, -1.0))
-
-    def _means(self, means: MeanComparison, factor: float, sign: float, offset: float = 0.0) -> float:
-        contrast = means.contrast(factor, offset)
-        rho = offset or self.rho()
-        return float(normal_mixture_log_e(sign * contrast.weighted_sum, contrast.information, rho))
+        return min(log_e, self.means(test).weigh(-1.0, tolerance, self.rho()))
 
     def _below(self, floor: float) -> float:
         """Weigh that the candidate's rate is below a floor, whatever that of stable: log E."""
@@ -216,7 +218,7 @@ class Weighing:
         at_floor = floor * (1 - floor)
         variance = at_floor if known is None else max(known.variance * known.observations, at_floor)
         means = books.strata.compare(TRAFFIC, books.columns.index(name), books.stages, Prior(variance, 1.0))
-        return min(log_e, self._means(means, 0.0, -1.0, floor))
+        return min(log_e, means.weigh(-1.0, 0.0, floor, floor))
 
     def _prior(self) -> Prior | None:
         known = self.plan.known
