@@ -74,8 +74,6 @@ class Assessment(msgspec.Struct, frozen=True):
             the tick that goes beyond them, a part of its failures.
         provider_changed: In this stage a deployment has answered with another model or fingerprint than ever before
             in the rollout.
-        busiest_bucket: Part of the stage's interactions that the busiest of 256 buckets of units brings: one unit with
-            more than 5 % of the traffic shows here. None with too few, or where units do not come back.
     """
 
     metrics: tuple[MetricFigures, ...] = ()
@@ -86,4 +84,3 @@ class Assessment(msgspec.Struct, frozen=True):
     safety_events: int = 0
     first_failures: int = 0
     provider_changed: bool = False
-    busiest_bucket: float | None = None

@@ -264,7 +264,6 @@ class Books:
             safety_events=unsafe,
             first_failures=0 if phase == "shadow" else self._first[1],
             provider_changed=self._changed_stage == status.stage,
-            busiest_bucket=None if books is None else books.busiest(status.stage),
         )
 
     # --- booking ---

@@ -23,7 +23,6 @@ TRAFFIC = "traffic"
 
 _HIGHEST_FLOOR = 0.5
 _RAREST_LEVEL = 1e-6  # of an event that the baseline never saw, where a scale must be positive
-_TELLING_INTERACTIONS = 1_000
 _SMALL_UNITS = {metric.name: metric.per_unit for metric in VALUE_METRICS}
 
 FloatArray = npt.NDArray[np.float64]
@@ -57,12 +56,6 @@ class PhaseBooks:
         """Give the counts of a stream with their stages."""
         found = self.totals.get(stream, {})
         return [(stage, found[stage]) for stage in self.stages if stage in found]
-
-    def busiest(self, stage: int) -> float | None:
-        """Give the part of a stage's interactions that its busiest bucket of units brings; None with too few."""
-        found = [sums.denominators.sum(axis=0) for _, sums in self.strata.closed(TRAFFIC, [stage])]
-        total = sum(found[1:], found[0]) if found else np.zeros(1)
-        return float(total.max() / total.sum()) if total.sum() >= _TELLING_INTERACTIONS else None
 
     def interactions(self, stage: int) -> int:
         """Count the interactions of both arms in a stage."""
