@@ -28,7 +28,7 @@ def test_the_rule(answer: str, good: bool, reason: str) -> None:
 
 
 def test_the_facts_prompt_holds_every_fact_and_the_plain_one_none(tmp_path_factory: pytest.TempPathFactory) -> None:
-    site = Site(tmp_path_factory.mktemp("demo"), Ports(1, 2, 3))
+    site = Site(tmp_path_factory.mktemp("demo"), Ports(1, 2, 3, 4))
     prompts = {}
     for release in (FIRST_RELEASE, SECOND_RELEASE):
         site.write_configuration(release)

@@ -14,8 +14,10 @@ import msgspec
 from rich.text import Text
 
 from headway.cli.demo.asking import Traffic, hold
+from headway.cli.demo.contest import describe_outcomes, hold_contest
 from headway.cli.demo.screen import Screen
 from headway.cli.demo.site import APPLICATION, FIRST_RELEASE, SECOND_RELEASE, Site, open_site
+from headway.cli.demo.stories import RULE as CONTEST_RULE
 from headway.cli.demo.visitors import RULE
 from headway.cli.terminal import console, run_async
 from headway.clock import SystemClock, utc
@@ -24,7 +26,6 @@ from headway.runtime import database_url, open_database
 from headway.storage import applications, records
 from headway.testing.smollm import locate_model, serve_smollm
 
-_SHARE = "50%"
 _RECORDED_SECONDS = 20.0
 _POLL_SECONDS = 0.1
 _NO_DATA = "no data"
@@ -67,6 +68,7 @@ def _run(site: Site, *, once: bool) -> None:
         traffic = hold(site.base_url, key, screen)
         rows = run_async(_recorded(site, traffic, utc(began)))
         _show_results(screen, traffic, rows)
+        _hold_contest(site, key, screen, clock)
         _show_next_steps(screen, site, traffic, running=not once)
         _show_addresses(site, key)
         if not once:
@@ -75,21 +77,19 @@ def _run(site: Site, *, once: bool) -> None:
 
 def _configure(site: Site, screen: Screen) -> None:
     """Bring the two releases in, as an operator would."""
-    known = {release["name"]: release for release in _read(site, "releases", "list")}
+    known = {release["name"] for release in _read(site, "releases", "list") if release["application"] == APPLICATION}
     written = site.config.read_text("utf-8") if site.config.exists() else None
-    if written in (None, site.configuration(FIRST_RELEASE)):
+    ours = [site.configuration(*wanted) for wanted in ((FIRST_RELEASE, 1), (SECOND_RELEASE, 1), (SECOND_RELEASE, 2))]
+    if written in (None, ours[0]):
         if FIRST_RELEASE not in known:
-            site.write_configuration(FIRST_RELEASE)
+            site.write_configuration(FIRST_RELEASE, 1)
             _command(site, screen, "apply", "--yes")
-        site.write_configuration(SECOND_RELEASE)
+        site.write_configuration(SECOND_RELEASE, 1)
         screen.say(f"{_near(site.config)}: release {FIRST_RELEASE} -> {SECOND_RELEASE}: its prompt now tells the facts")
-    elif written != site.configuration(SECOND_RELEASE):
+    elif written not in ours:
         screen.say(f"{_near(site.config)} was changed: it is applied as it is")
-    _command(site, screen, "apply", "--yes")
-    known = {release["name"]: release for release in _read(site, "releases", "list", APPLICATION)}
-    waits = SECOND_RELEASE in known and not known[SECOND_RELEASE]["role"]
-    if waits and not any(release["role"] == "candidate" for release in known.values()):
-        _command(site, screen, "share", APPLICATION, SECOND_RELEASE, _SHARE, "--reason", "side by side in the demo")
+    # Accepted as it is: without traffic nobody can say how long a rollout takes.
+    _command(site, screen, "apply", "--yes", "--accept")
 
 
 def _command(site: Site, screen: Screen, *arguments: str) -> None:
@@ -131,6 +131,24 @@ async def _recorded(site: Site, traffic: Traffic, since: datetime) -> list[dict[
             if missing <= 0 or clock.monotonic_seconds() > deadline:
                 return rows
             await clock.sleep(_POLL_SECONDS)
+
+
+def _hold_contest(site: Site, key: str, screen: Screen, clock: SystemClock) -> None:
+    """Roll the second releases of the simulated applications out, unless an earlier run of the demo has done so."""
+    if site.config.read_text("utf-8") != site.configuration(SECOND_RELEASE, 1):
+        return
+    screen.heading("Three more applications get a new release each. Nobody tells Headway which of them is good.")
+    screen.say(CONTEST_RULE)
+    screen.say(f"Watch them in a browser too: {site.control_url}\n")
+
+    def begin() -> None:
+        site.write_configuration(SECOND_RELEASE, 2)
+        screen.say(f"{_near(site.config)}: tutor, shop and travel get their second release")
+        _command(site, screen, "apply", "--yes")
+
+    outcomes = run_async(hold_contest(site, key, screen, clock, begin))
+    screen.console.print()
+    screen.console.print(describe_outcomes(outcomes))
 
 
 def _show_results(screen: Screen, traffic: Traffic, rows: list[dict[str, Any]]) -> None:
@@ -186,7 +204,9 @@ def _show_next_steps(screen: Screen, site: Site, traffic: Traffic, *, running: b
         rating = msgspec.json.encode({"interaction_id": rated, "metric": "thumbs_up", "value": False}).decode()
         screen.shell(f"curl -s $OPENAI_BASE_URL/feedback {json} -d '{rating}'", "an answer's id is enough to rate it")
     screen.shell("headway releases list", "who gets which share")
-    screen.shell(f"headway share {APPLICATION} {SECOND_RELEASE} 100%", "the better one for everybody")
+    screen.shell(f"headway rollout show {APPLICATION}", "the rollout on the real model: still collecting")
+    screen.shell("headway rollout list")
+    screen.shell("headway rollout replay shop", "every decision, recomputed from the stored evidence")
     screen.shell("headway feedback list")
     screen.shell("headway reports list")
     screen.shell("headway diff 1 2", "what the two releases differ in")

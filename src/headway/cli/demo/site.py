@@ -34,11 +34,12 @@ _TAIL_CHARACTERS = 2000
 
 
 class Ports(msgspec.Struct, frozen=True):
-    """Loopback ports of the model, the data plane and the control plane, kept from one demo to the next."""
+    """Loopback ports of the models, the data plane and the control plane, kept from one demo to the next."""
 
     model: int
     data: int
     control: int
+    simulator: int = 0  # demos from before there were rollouts have none
 
 
 class CommandError(HeadwayError):
@@ -94,6 +95,7 @@ class Site:
             "HEADWAY_CONFIG": str(self.config),
             "HEADWAY_PORT": str(self.ports.data),
             "HEADWAY_ADMIN_PORT": str(self.ports.control),
+            "HEADWAY_TICK_SECONDS": "1",
         }
 
     def run(self, *arguments: str) -> str:
@@ -110,19 +112,21 @@ class Site:
             raise CommandError(f"`headway {shlex.join(arguments)}` failed: {(done.stderr or done.stdout).strip()}")
         return done.stdout
 
-    def write_configuration(self, release: str) -> None:
-        """Write headway.yaml so that it wants ``release``, and the prompts."""
+    def write_configuration(self, support: str, simulated: int) -> None:
+        """Write headway.yaml so that it wants these releases (see ``configuration``), and the prompts."""
         prompts = self.home / "prompts"
         prompts.mkdir(exist_ok=True)
         for name in (FIRST_RELEASE, SECOND_RELEASE):
             prompt = prompts / f"{name}.j2"
             if not prompt.exists():
                 prompt.write_text(_bundled(f"prompts/{name}.j2"), encoding="utf-8")
-        self.config.write_text(self.configuration(release), encoding="utf-8")
+        self.config.write_text(self.configuration(support, simulated), encoding="utf-8")
 
-    def configuration(self, release: str) -> str:
-        """The bundled headway.yaml that wants ``release``."""
-        return Template(_bundled("headway.yaml")).substitute(port=self.ports.model, release=release)
+    def configuration(self, support: str, simulated: int) -> str:
+        """The bundled headway.yaml that wants a release of ``support`` and the first or second simulated ones."""
+        return Template(_bundled("headway.yaml")).substitute(
+            model_port=self.ports.model, simulator_port=self.ports.simulator, support=support, simulated=simulated
+        )
 
     def write_variables(self, key: str) -> None:
         """Write the shell file; it holds the API key, so it is for this user only."""
@@ -193,20 +197,20 @@ def open_site(home: Path) -> Site:
     memory = home / "ports.json"
     if memory.exists():
         ports = msgspec.json.decode(memory.read_bytes(), type=Ports)
-        if not _is_free(ports.model):
+        for taken in (port for port in (ports.model, ports.simulator) if port and not _is_free(port)):
             message = (
-                f"port {ports.model} is taken, and this demo's releases name it: is another `headway demo` running in"
-                f" {home}? Stop it, or start afresh elsewhere with --home, or delete {home}"
+                f"port {taken} is taken, and this demo's releases name it: is another `headway demo` running in {home}?"
+                f" Stop it, or start afresh elsewhere with --home, or delete {home}"
             )
             raise ConfigurationError(message)
         data = ports.data if _is_free(ports.data) else _free_port()
         control = ports.control if _is_free(ports.control) else _free_port()
-        ports = Ports(ports.model, data, control)
+        ports = Ports(ports.model, data, control, ports.simulator or _free_port())
     else:
         usual = Settings()
         data = usual.port if _is_free(usual.port) else _free_port()
         control = usual.admin_port if _is_free(usual.admin_port) else _free_port()
-        ports = Ports(_free_port(), data, control)
+        ports = Ports(_free_port(), data, control, _free_port())
     memory.write_bytes(msgspec.json.encode(ports))
     return Site(home, ports)
 

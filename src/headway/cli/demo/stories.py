@@ -1,0 +1,72 @@
+"""The demo's three simulated applications: what is true of their releases, which Headway has to find out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from headway.testing import Behaviour, Lognormal, Traffic, server_error
+
+RATING_RATIO = 0.5
+RULE = (
+    "Models and users of these three are simulated, at accelerated truth: half of all answers are rated, effects are 10"
+    " points, stages last seconds. The statistics, the gateway and the controller are the real ones."
+)
+
+_QUICK, _SLOW = Lognormal(15, sigma=0.4), Lognormal(60, sigma=0.4)
+
+
+class Story(NamedTuple):
+    """An application, the truth about its second release, and how it must end.
+
+    Attributes:
+        application: Its name.
+        truth: What is true, in words.
+        ending: State in which the rollout ends.
+        per_second: Conversations that begin per second.
+        first, second: How the models of the two releases behave.
+    """
+
+    application: str
+    truth: str
+    ending: str
+    per_second: float
+    first: Behaviour
+    second: Behaviour
+
+    @property
+    def behaviours(self) -> dict[str, Behaviour]:
+        """The two models by name."""
+        return {f"{self.application}-1": self.first, f"{self.application}-2": self.second}
+
+    def traffic(self, seed: int) -> Traffic:
+        """Users who ask one question each and rate what they get by its quality; they come until they are stopped."""
+        return Traffic(
+            application=self.application,
+            users=60_000,
+            conversations_per_user=1,
+            turns=(1, 1),
+            conversations_per_second=self.per_second,
+            streamed_ratio=0.0,
+            rating_ratio=RATING_RATIO,
+            ratings_with_key=False,
+            seed=seed,
+        )
+
+
+def _model(quality: float, latency: Lognormal, failing: float = 0.0) -> Behaviour:
+    errors = (server_error(ratio=failing),) if failing else ()
+    return Behaviour(quality=quality, headers_ms=latency, answer_tokens=Lognormal(8, sigma=0.3), errors=errors)
+
+
+STORIES = (
+    Story("tutor", "better: 👍 70 % → 80 %", "promoted", 55, _model(0.70, _QUICK), _model(0.80, _QUICK)),
+    Story("shop", "worse: 👍 70 % → 60 %", "rolled_back", 85, _model(0.70, _QUICK), _model(0.60, _QUICK)),
+    Story(
+        "travel",
+        "slow, and one call in three fails",
+        "rolled_back",
+        70,
+        _model(0.70, _QUICK),
+        _model(0.70, _SLOW, failing=0.33),
+    ),
+)
