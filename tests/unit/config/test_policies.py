@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import yaml
 
+from headway.cli.starter import STARTER_FILES
 from headway.config.changes import Change, compare
 from headway.config.load import InvalidFileError, load
 from headway.config.spec import Specification, WebhookSpec, decode_specification
@@ -290,3 +291,14 @@ def test_differences_are_told_in_the_words_of_the_file(tmp_path: Path) -> None:
         "webhook https://hooks.example.com/a",
         "webhook https://hooks.example.com/b",
     ]
+
+
+def test_the_policy_that_init_writes_is_sound_for_its_application(tmp_path: Path) -> None:
+    for name, text in STARTER_FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(
+            text.replace("policy: manual", "policy: careful").replace("# baselines", "baselines")
+        )
+    specification = load(tmp_path / "headway.yaml").specification
+    assert specification.applications["support"].policy == "careful"
+    assert set(specification.policies["careful"].baselines) == {"thumbs_up", "latency_p95"}

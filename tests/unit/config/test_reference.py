@@ -2,16 +2,20 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from headway.config import spec
+from headway.config import policies, spec
 from headway.config.load import load
-from headway.config.schema import Key, Kind, Named, Table
+from headway.config.schema import Either, Key, Kind, Listing, Named, Table
 from headway.config.settings import Settings
+from headway.domain.metric import BUILT_IN_FEEDBACK, MEASURED, find_metric, method_for
+from headway.domain.rollout import Outcome, Reason, State
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-TABLES = {
+REFERENCE = DOCS / "reference"
+CONFIGURATION = {
     "The file": spec.FILE,
     "Deployments": spec.DEPLOYMENT,
     "Prices": spec.PRICES,
@@ -21,12 +25,27 @@ TABLES = {
     "Metrics": spec.METRIC,
     "Applications": spec.APPLICATION,
     "Releases": spec.RELEASE,
+    "Webhooks": spec.WEBHOOK,
 }
+POLICIES = {
+    "Keys": policies.POLICY,
+    "Stages": policies.STEP,
+    "Shadow stage": policies.MIRROR,
+    "Goal": policies.GOAL,
+    "Guardrails": policies.GUARDRAIL,
+    "Holdback": policies.HOLDBACK,
+    "Kill switch": policies.KILL_SWITCH,
+    "Baselines": policies.DECLARED,
+}
+TABLES = [("configuration.md", heading, table) for heading, table in CONFIGURATION.items()]
+TABLES += [("policies.md", heading, table) for heading, table in POLICIES.items()]
 
 
 def takes(kind: Kind) -> str:
     if isinstance(kind, Table):
         return "a mapping, see below"
+    if isinstance(kind, Listing) and isinstance(kind.of, Table):
+        return "a list of mappings, see below"
     if isinstance(kind, Named) and isinstance(kind.of, Table):
         return f"a mapping from the name of {kind.noun} to its keys, see below"
     return kind.describe()
@@ -44,12 +63,18 @@ def section(page: str, heading: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("heading", TABLES)
-def test_every_key_of_the_file_is_documented_as_it_is_read(heading: str) -> None:
-    rows = re.findall(
-        r"^\| `.*$", section((DOCS / "reference" / "configuration.md").read_text(), heading), re.MULTILINE
-    )
-    assert rows == [row(name, key) for name, key in TABLES[heading].keys.items()]
+def cells(page: str, heading: str, column: int) -> list[list[str]]:
+    """The code in one column of the tables under a heading, row by row."""
+    rows = re.findall(r"^\|(.*)\|$", section((REFERENCE / page).read_text(), heading), re.MULTILINE)
+    return [re.findall(r"`([^`]+)`", row.split("|")[column]) for row in rows[2:]]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "table"), TABLES, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_key_of_the_file_is_documented_as_it_is_read(page: str, heading: str, table: Table) -> None:
+    rows = re.findall(r"^\| `.*$", section((REFERENCE / page).read_text(), heading), re.MULTILINE)
+    assert rows == [row(name, key) for name, key in table.keys.items()]
 
 
 def test_no_table_of_keys_is_left_out() -> None:
@@ -60,21 +85,53 @@ def test_no_table_of_keys_is_left_out() -> None:
         if isinstance(kind, Table):
             found.add(id(kind))
             pending += [key.kind for key in kind.keys.values()]
-        elif isinstance(kind, Named):
+        elif isinstance(kind, Named | Listing):
             pending.append(kind.of)
-    assert found == {id(table) for table in TABLES.values()}
+        elif isinstance(kind, Either):
+            pending += kind.tables
+    assert found == {id(table) for _, _, table in TABLES}
 
 
-def test_the_examples_of_the_page_are_sound(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["configuration.md", "policies.md"])
+def test_the_examples_of_the_pages_are_sound(page: str, tmp_path: Path) -> None:
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "support.j2").write_text("Help.\n")
-    examples = re.findall(
-        r"```yaml\n(deployments:.*?)```", (DOCS / "reference" / "configuration.md").read_text(), re.DOTALL
-    )
+    examples = re.findall(r"```yaml\n((?:deployments|policies):.*?)```", (REFERENCE / page).read_text(), re.DOTALL)
     assert examples
     for example in examples:
-        (tmp_path / "headway.yaml").write_text(example)
+        before = "" if example.startswith("deployments") else _DEPLOYMENTS
+        (tmp_path / "headway.yaml").write_text(before + example)
         assert load(tmp_path / "headway.yaml").specification.applications
+
+
+_DEPLOYMENTS = """\
+deployments:
+  main: {provider: openai, base_url: http://h/v1, model: m, usd_per_million_tokens: {input: 1, output: 2}}
+"""
+
+
+def test_the_methods_are_those_of_the_page() -> None:
+    documented = {
+        name: (kind[0], form[0], method[0])
+        for names, kind, form, method in zip(
+            *(cells("policies.md", "Metrics and methods", column) for column in range(4)), strict=True
+        )
+        for name in names
+    }
+    numeric = [name for name, metric in BUILT_IN_FEEDBACK.items() if metric.kind != "text"]
+    kinds = {name: find_metric(name, BUILT_IN_FEEDBACK).kind for name in [*MEASURED, *numeric]}
+    assert set(documented) == set(kinds)
+    for name, (kind, key, method) in documented.items():
+        assert kind == kinds[name]
+        assert method == method_for(kinds[name], "points" if key == "margin" else "ratio")
+
+
+@pytest.mark.parametrize(
+    ("heading", "codes"), [("States", get_args(State)), ("Outcomes", get_args(Outcome)), ("Reasons", get_args(Reason))]
+)
+def test_all_codes_of_decisions_are_explained(heading: str, codes: tuple[str, ...]) -> None:
+    explained = [code for row in cells("policies.md", heading, 0) for code in row]
+    assert sorted(explained) == sorted(codes)
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
