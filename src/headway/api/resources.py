@@ -117,13 +117,20 @@ class Interaction(Resource):
     total_ms: float
     overhead_ms: float
     queue_ms: float
+    mirror_of: uuid.UUID | None = Field(description="Of a mirrored request: the interaction that it mirrors.")
 
 
-class WholeInteraction(Interaction):
+class InteractionContent(Interaction):
     """One caller request with its content; null where the application records metadata only."""
 
     request: str | None
     answer: str | None
+
+
+class WholeInteraction(InteractionContent):
+    """One caller request with its content, and what a candidate answered to the same request in its shadow stage."""
+
+    mirror: InteractionContent | None
 
 
 class Feedback(Resource):

@@ -53,8 +53,8 @@ def list_interactions(
         since=parse_since(since),
     )
     rows = read_first(records.INTERACTIONS, conditions, limit)
-    columns = ("at", "id", "application", "release", "arm", "status", "error", "total_ms", "output_tokens", "cost_usd")
-    emit(rows, columns, json=json)
+    columns = ("at", "id", "application", "release", "arm", "kind", "status", "error", "total_ms", "output_tokens")
+    emit(rows, (*columns, "cost_usd"), json=json)
 
 
 @app.command()
@@ -64,9 +64,13 @@ def show(
 ) -> None:
     """Show an interaction with its content, where the application records it.
 
+    A request that was mirrored in a shadow stage stands beside what the candidate answered.
+
     Example: [bold]headway interactions show 0199a3c4-7d1e-7abc-8def-0123456789ab[/bold]
     """
-    emit_record(run_async(_show(interaction)), json=json)
+    found = run_async(_show(interaction))
+    mirror = None if json else found.pop("mirror")
+    emit_record(found, json=json, beside=mirror)
 
 
 @app.command("export")

@@ -80,16 +80,18 @@ def emit(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, json: boo
     console.print(table)
 
 
-def emit_record(row: Mapping[str, Any], *, json: bool) -> None:
-    """Print one thing with all its fields, one per line, or as a JSON object."""
+def emit_record(row: Mapping[str, Any], *, json: bool, beside: Mapping[str, Any] | None = None) -> None:
+    """Print one thing with all its fields, one per line, or as a JSON object; ``beside`` it another of its kind."""
     if json:
         emit_json(row)
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in row.items():
-        table.add_row(name.replace("_", " "), Text(cell(value)))
+    columns = [row] if beside is None else [row, beside]
+    for _ in columns:
+        table.add_column(overflow="fold")
+    for name in row:
+        table.add_row(name.replace("_", " "), *(Text(cell(column[name])) for column in columns))
     console.print(table)
 
 

@@ -16,6 +16,7 @@ from headway.storage.database import Connection
 from headway.storage.paging import Condition, Listing, Order
 
 _LAST_MS = 253_402_300_000_000  # the last second that a datetime can be
+_MIRRORED_WITHIN = timedelta(days=1)  # most begin at once; one that waits longer than this is not found
 _SUMMARY_SECONDS = 20.0  # a summary over too much is broken off, not left running
 
 APPLICATIONS = Listing(
@@ -70,17 +71,15 @@ _INTERACTION: LiteralString = """
            i.status, i.error, i.release_error, i.aborted, i.refused, i.filtered, i.deployment, i.attempts,
            i.attempt_errors, i.fallback, i.provider_id, i.provider_model, i.provider_fingerprint, i.finish_reason,
            i.input_tokens, i.cached_tokens, i.output_tokens, i.cost_usd, i.first_token_ms, i.total_ms, i.overhead_ms,
-           i.queue_ms"""
+           i.queue_ms, i.mirror_of"""
 _OF_INTERACTION: LiteralString = """
     FROM interaction i LEFT JOIN application a ON a.id = i.application LEFT JOIN release r ON r.id = i.release"""
+_WHOLE: LiteralString = _INTERACTION + ", i.request, i.answer" + _OF_INTERACTION
 _BY_TIME: Order = (("i.at", "at", "time"), ("i.id", "id", "uuid"))
 
 INTERACTIONS = Listing(select=_INTERACTION + _OF_INTERACTION, order=_BY_TIME)
 
-WHOLE_INTERACTIONS = Listing(
-    select=_INTERACTION + ", i.request, i.answer" + _OF_INTERACTION,
-    order=_BY_TIME,
-)
+WHOLE_INTERACTIONS = Listing(select=_WHOLE, order=_BY_TIME)
 
 KEYS = Listing(
     select="""
@@ -165,23 +164,29 @@ def of_interactions(
 async def read_interaction(connection: Connection, interaction: uuid.UUID) -> dict[str, Any]:
     """Read an interaction with its content, where that was recorded; its day's partition comes from its id.
 
+    Returns:
+        Its columns, and as ``mirror`` those of the answer that the candidate of a shadow stage gave to the same
+        request; None where it was not mirrored.
+
     Raises:
         NotFoundError: There is none: it is past retention, was never recorded, or is not written yet.
     """
-    found = None
     unix_ms = int.from_bytes(interaction.bytes[:6], "big")
     if interaction.version == 7 and unix_ms < _LAST_MS:
         began = utc(unix_ms)
-        query = _INTERACTION + ", i.request, i.answer" + _OF_INTERACTION
         async with connection.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
-                query + " WHERE i.at >= %s AND i.at < %s AND i.id = %s",
+                _WHOLE + " WHERE i.at >= %s AND i.at < %s AND i.id = %s",
                 (began, began + timedelta(milliseconds=1), interaction),
             )
             found = await cursor.fetchone()
-    if found is None:
-        raise NotFoundError(f"no interaction {interaction} is recorded (any more)")
-    return found
+            if found is not None:
+                await cursor.execute(
+                    _WHOLE + " WHERE i.at >= %s AND i.at < %s AND i.mirror_of = %s",
+                    (began, began + _MIRRORED_WITHIN, interaction),
+                )
+                return {**found, "mirror": await cursor.fetchone()}
+    raise NotFoundError(f"no interaction {interaction} is recorded (any more)")
 
 
 async def read_one(connection: Connection, listing: Listing, condition: Condition, what: str) -> dict[str, Any]:

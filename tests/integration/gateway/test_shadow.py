@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from headway.clock import SystemClock
 from headway.gateway.measurements import MIRRORED, MIRRORED_COST, MIRRORS_DROPPED, REQUESTS
 from headway.ids import Arm, Kind
+from headway.storage.records import read_interaction
 from headway.testing import Behaviour, Fault, Lognormal, server_error
 from tests.integration.gateway.conftest import CANDIDATE, STABLE, WorkerStand
 
@@ -78,6 +79,20 @@ async def test_it_costs_no_key_anything_and_is_counted_apart(stand: WorkerStand)
     assert await stand.measured(MIRRORED, "1", "2", "2xx") == 1
     assert await stand.measured(MIRRORED_COST, "1", "2") == pytest.approx(mirrored["cost_usd"])
     assert await stand.measured(MIRRORS_DROPPED) == 0
+
+
+async def test_the_two_answers_are_read_side_by_side(stand: WorkerStand) -> None:
+    reply = await stand.ask()
+    _, (mirrored,) = pairs(await stand.interactions(2))
+    async with stand.world.database.connection() as connection:
+        found = await read_interaction(connection, reply.id)
+        beside = await read_interaction(connection, mirrored["id"])
+    mirror = found.pop("mirror")
+    assert mirror.keys() == found.keys()
+    assert (found["release"], mirror["release"], mirror["kind"]) == ("calm", "bold", "shadow")
+    assert (found["mirror_of"], mirror["mirror_of"]) == (None, reply.id)
+    assert mirror["answer"] == mirrored["answer"] != found["answer"]
+    assert beside == {**mirror, "mirror": None}
 
 
 async def test_both_are_evidence_of_the_shadow_stage_and_of_no_unit(stand: WorkerStand) -> None:
