@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,12 @@ from msgspec.structs import replace
 
 from headway.clock import ManualClock
 from headway.domain.assignment import is_candidate
+from headway.domain.interaction import Interaction
 from headway.domain.policy import HoldbackRule, MetricRule, Policy, StageRule
 from headway.domain.recording import Baseline, MetricBaseline, Terms, plan_recording
 from headway.domain.rollout import Command, begin
 from headway.domain.snapshot import ApplicationRoute
-from headway.ids import Arm
+from headway.ids import Arm, Kind
 from headway.rollouts.controller import Controller
 from headway.rollouts.manual import set_share
 from headway.rollouts.operations import Taken, take
@@ -66,22 +68,25 @@ class Trial:
             self.served[arm] += 1
             rate = candidate if arm else stable
             fails = int(self.served[arm] * rate) > int((self.served[arm] - 1) * rate)
-            interactions.append(
-                make_interaction(
-                    self.clock.unix_ms(),
-                    f"unit {number}",
-                    release=rollout.candidate if arm else route.stable,
-                    rollout=rollout.number,
-                    stage=rollout.stage,
-                    arm=arm,
-                    kind=rollout.kind,
-                    release_error=fails,
-                    **fields,
-                )
-            )
+            placed = {
+                "stage": rollout.stage,
+                "arm": arm,
+                "kind": rollout.kind,
+                "release": rollout.candidate if arm else route.stable,
+                "release_error": fails,
+            }
+            interactions.append(self.interaction(f"unit {number}", **{**placed, **fields}))
         self.units += count
-        if interactions:
-            await self.writer.write(Batch(uuid.uuid4(), 1, interactions))
+        await self.write(interactions)
+
+    def interaction(self, unit: str, **fields: Any) -> Interaction:
+        """An interaction of the rollout's first stage, now."""
+        placed = {"rollout": self.number, "kind": Kind.RANDOMISED}
+        return make_interaction(self.clock.unix_ms(), unit, **{**placed, **fields})
+
+    async def write(self, interactions: Iterable[Interaction]) -> None:
+        """Record interactions, as one batch."""
+        await self.writer.write(Batch(uuid.uuid4(), 1, list(interactions)))
 
     async def tick(self, seconds: float = TICK_SECONDS) -> None:
         """Let time pass, and take a tick."""
@@ -138,6 +143,7 @@ async def next_trial(
     policy: Policy = POLICY,
     *,
     baseline: Baseline | None = BASELINE,
+    application: str = "support",
     candidate: str = "bold",
 ) -> Trial:
     """Begin another rollout in a database where none is running."""
@@ -146,10 +152,10 @@ async def next_trial(
         terms = replace(terms, baseline=baseline, recording=plan_recording(policy, baseline))
     now_ms = clock.unix_ms()
     async with database.connection() as connection:
-        application = await find_application(connection, "support", lock=True)
-        release = await find_release(connection, "support", candidate)
+        target = await find_application(connection, application, lock=True)
+        release = await find_release(connection, application, candidate)
         opening = Opening(terms, begin(terms, now_ms), restarts=0, author="ann", reason="a better one", now_ms=now_ms)
-        rollout = await open_staged(connection, application, release, opening, _SALT)
+        rollout = await open_staged(connection, target, release, opening, _SALT)
         await routing.publish(connection)
     controller = Controller(database, clock, TICK_SECONDS)
     return Trial(database, clock, BatchWriter(database), rollout.number, controller)
