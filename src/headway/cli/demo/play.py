@@ -92,12 +92,13 @@ def _configure(site: Site, screen: Screen) -> None:
     _command(site, screen, "apply", "--yes", "--accept")
 
 
-def _command(site: Site, screen: Screen, *arguments: str) -> None:
+def _command(site: Site, screen: Screen, *arguments: str, shown: tuple[str, ...] = ("",)) -> None:
+    """Run a command, and show those lines of what it prints that have one of these texts in them."""
     with screen.command(f"headway {shlex.join(arguments)}"):
         printed = site.run(*arguments)
     for line in printed.splitlines():
-        if not line.startswith("Next,"):
-            screen.say(f"  {line}")
+        if any(text in line for text in shown) and not line.startswith("Next,"):
+            screen.say(f"  {line.rstrip()}")
 
 
 def _read(site: Site, *arguments: str) -> Any:
@@ -144,7 +145,7 @@ def _hold_contest(site: Site, key: str, screen: Screen, clock: SystemClock) -> N
     def begin() -> None:
         site.write_configuration(SECOND_RELEASE, 2)
         screen.say(f"{_near(site.config)}: tutor, shop and travel get their second release")
-        _command(site, screen, "apply", "--yes")
+        _command(site, screen, "apply", "--yes", shown=("is rolled out", "max_duration", "has begun"))
 
     outcomes = run_async(hold_contest(site, key, screen, clock, begin))
     screen.console.print()

@@ -59,13 +59,13 @@ def _model(quality: float, latency: Lognormal, failing: float = 0.0) -> Behaviou
 
 
 STORIES = (
-    Story("tutor", "better: 👍 70 % → 80 %", "promoted", 55, _model(0.70, _QUICK), _model(0.80, _QUICK)),
-    Story("shop", "worse: 👍 70 % → 60 %", "rolled_back", 85, _model(0.70, _QUICK), _model(0.60, _QUICK)),
+    Story("tutor", "better: 👍 70 % → 80 %", "promoted", 45, _model(0.70, _QUICK), _model(0.80, _QUICK)),
+    Story("shop", "worse: 👍 70 % → 60 %", "rolled_back", 75, _model(0.70, _QUICK), _model(0.60, _QUICK)),
     Story(
         "travel",
         "slow, and one call in three fails",
         "rolled_back",
-        70,
+        50,
         _model(0.70, _QUICK),
         _model(0.70, _SLOW, failing=0.33),
     ),
