@@ -174,10 +174,13 @@ class Books:
     def replay(cls, terms: Terms, closed: Iterable[bytes], strata: Sequence[Stratum]) -> Books:
         """Rebuild the books from the closed blocks of each tick, in order: the same figures to the last bit."""
         books = cls(terms)
-        phases = _phases(strata)
         for body in closed:
-            books._post(msgspec.msgpack.decode(inflate(body), type=Closed), phases)
+            books.post(body, strata)
         return books
+
+    def post(self, closed: bytes, strata: Sequence[Stratum]) -> None:
+        """Add the closed blocks of the next tick, in a replay."""
+        self._post(msgspec.msgpack.decode(inflate(closed), type=Closed), _phases(strata))
 
     def encode(self) -> bytes:
         """Write the books, open blocks included, as MessagePack."""
@@ -223,7 +226,7 @@ class Books:
                     (key.stage, key.arm, each) for each in counts.providers if each not in self._providers[key.arm]
                 ]
                 self._book_counts(key, counts, self._feeds[phases[key.stage]])
-        for rating in intake.ratings:
+        for rating in sorted(intake.ratings):  # sums of fractions depend on their order, if only in the last bit
             if rating.stage in phases:
                 self._book_rating(rating, self._feeds[phases[rating.stage]])
         self._book_old_ratings(now_ms)

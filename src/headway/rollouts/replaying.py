@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -88,13 +89,13 @@ async def _decisions(connection: Connection, number: int) -> list[RolloutDecisio
 
 
 class _Past:
-    """What the decisions of a rollout rested on."""
+    """What the decisions of a rollout rested on; they are asked for in their order."""
 
-    def __init__(self, terms: Terms, strata: Sequence[Stratum], blocks: Sequence[tuple[int, bytes]]) -> None:
+    def __init__(self, terms: Terms, strata: Sequence[Stratum], blocks: Iterable[tuple[int, bytes]]) -> None:
         self._terms = terms
         self._strata = strata
-        self._blocks = blocks
-        self._books: tuple[int, Books] | None = None
+        self._blocks = deque(blocks)
+        self._books = Books.fresh(terms)
 
     def compare(self, decision: RolloutDecision) -> list[Mismatch]:
         """Take a decision again, and say where it differs."""
@@ -120,10 +121,9 @@ class _Past:
     def _assess(self, decision: RolloutDecision) -> Assessment:
         """Assess the blocks up to a decision's tick."""
         strata = [stratum for stratum in self._strata if stratum.stage <= decision.before.stage]
-        if self._books is None or self._books[0] != decision.tick:
-            closed = [body for tick, body in self._blocks if tick <= decision.tick]
-            self._books = decision.tick, Books.replay(self._terms, closed, strata)
-        return self._books[1].assess(decision.before, strata)
+        while self._blocks and self._blocks[0][0] <= decision.tick:
+            self._books.post(self._blocks.popleft()[1], strata)
+        return self._books.assess(decision.before, strata)
 
     def _decide(self, decision: RolloutDecision, assessment: Assessment) -> Decision:
         at_ms = round(decision.at.timestamp() * 1000)
