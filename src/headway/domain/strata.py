@@ -280,8 +280,8 @@ class Strata:
         self._open = {(each.stream, each.stage): BucketSums.read(each) for each in state.open}
         for each in state.closed:
             self._closed.setdefault(each.stream, {})[each.stage, each.part] = BucketSums.read(each)
-        self._open_bins = {(each.metric, each.stage, each.arm): each.bins for each in state.open_histograms}
-        self._bins = {(each.metric, each.stage, each.arm): each.bins for each in state.histograms}
+        self._open_bins = {(each.metric, each.stage, each.arm): dict(each.bins) for each in state.open_histograms}
+        self._bins = {(each.metric, each.stage, each.arm): dict(each.bins) for each in state.histograms}
         self._clock = dict(state.clock)
         self._parts = {(stream, stage): (part, began_ms) for stream, stage, part, began_ms in state.parts}
 
