@@ -142,14 +142,16 @@ async def survey(
 # --- the sample ----------------------------------------------------------------------------------------------------
 
 # The rows that may be read are shared out evenly among the hours that have any; a row stands for `weight` rows of its
-# hour. What does not count is left out only afterwards: looking for what does could take for ever.
+# hour. What does not count is left out only afterwards: looking for what does could take for ever. Each LIMIT keeps the
+# planner on the index also where a day's partition has no statistics yet.
 _SAMPLE = sql.SQL("""
     hours AS (
         SELECT since, least(since + interval '1 hour', %(now)s) AS until
         FROM generate_series(%(since)s::timestamptz, %(now)s::timestamptz - interval '1 us', interval '1 hour') AS since
     ), busy AS MATERIALIZED (
-        SELECT since, until, greatest(%(rows)s / count(*) OVER (), 1) AS most FROM hours WHERE EXISTS (
-            SELECT FROM {table} WHERE {place} AND at >= hours.since AND at < hours.until)
+        SELECT since, until, greatest(%(rows)s / count(*) OVER (), 1) AS most FROM hours CROSS JOIN LATERAL (
+            SELECT 1 FROM {table} WHERE {place} AND at >= hours.since AND at < hours.until ORDER BY at DESC LIMIT 1
+        ) any_row
     ), newest AS MATERIALIZED (
         SELECT busy.*, found.* FROM busy CROSS JOIN LATERAL (
             SELECT {columns} FROM {table} WHERE {place} AND at >= busy.since AND at < busy.until
@@ -212,9 +214,12 @@ _INTERACTIONS = sql.SQL("""
                count(s.first_token_ms) AS first_token_n,
                sum((s.first_token_ms > l.first_token[1])::int) AS first_token_p50,
                sum((s.first_token_ms > l.first_token[2])::int) AS first_token_p95,
-               count(s.cost) AS cost_n, sum(least(s.cost, l.cost)) AS cost,
-               count(s.input_tokens) AS input_tokens_n, sum(least(s.input_tokens, l.input_tokens)) AS input_tokens,
-               count(s.output_tokens) AS output_tokens_n, sum(least(s.output_tokens, l.output_tokens)) AS output_tokens
+               count(s.cost) AS cost_n,
+               sum(least(s.cost, l.cost)) FILTER (WHERE s.cost IS NOT NULL) AS cost,
+               count(s.input_tokens) AS input_tokens_n,
+               sum(least(s.input_tokens, l.input_tokens)) FILTER (WHERE s.input_tokens IS NOT NULL) AS input_tokens,
+               count(s.output_tokens) AS output_tokens_n,
+               sum(least(s.output_tokens, l.output_tokens)) FILTER (WHERE s.output_tokens IS NOT NULL) AS output_tokens
         FROM sample s CROSS JOIN limits l GROUP BY s.day, s.bucket
     )
     SELECT s.*, l.latency, l.first_token, l.cost AS cost_limit, l.input_tokens AS input_tokens_limit,
@@ -226,7 +231,7 @@ _RATINGS = sql.SQL("""
         SELECT DISTINCT ON (metric, unit) * FROM sample
         WHERE metric = ANY(%(metrics)s) AND number IS NOT NULL AND (target = 'interaction' OR %(conversations)s)
         ORDER BY metric, unit, at, id
-    ), limits AS (
+    ), limits AS MATERIALIZED (
         SELECT metric, percentile_disc(0.999) WITHIN GROUP (ORDER BY number) AS highest FROM ratings
         WHERE metric = ANY(%(positive)s) GROUP BY metric
     )
@@ -241,8 +246,8 @@ _RESPONSES = sql.SQL("""
         SELECT s.since, s.unit, count(*) AS n,
                bool_or(EXISTS (
                    SELECT FROM feedback f WHERE f.target_id IN (s.id::text, s.conversation) AND f.unit = s.unit
-                       AND f.application = %(application)s)) AS gave,
-               bool_or(EXISTS (SELECT FROM report_interaction r WHERE r.interaction = s.id)) AS reported
+                       AND f.release = s.release)) AS gave,
+               bool_or(s.id IN (SELECT interaction FROM report_interaction WHERE release = %(release)s)) AS reported
         FROM sample s WHERE s.at < %(exposed_until)s GROUP BY s.since, s.unit
     )
     SELECT coalesce(sum(n), 0) AS n, count(*) AS units, count(*) FILTER (WHERE gave) AS feedback_rate,
