@@ -377,5 +377,7 @@ def openai_deployment(base_url: str, model: str, **more: Any) -> dict[str, Any]:
 
 def application(deployment: str, release: str = "first", **more: Any) -> dict[str, Any]:
     """An application with one release; keys that are not the release's are the application's."""
-    own: dict[str, Any] = {name: more.pop(name) for name in ("unit", "record", "retention", "metrics") if name in more}
+    own: dict[str, Any] = {
+        name: more.pop(name) for name in ("unit", "policy", "record", "retention", "metrics") if name in more
+    }
     return {**own, "release": {"name": release, "deployment": deployment, **more}}

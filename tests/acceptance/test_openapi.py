@@ -12,10 +12,19 @@ import pytest
 from tests.acceptance.harness import Headway, application, openai_deployment, running
 from tests.acceptance.stand import CHATTY, Provider, simulated_provider
 
+POLICY = {
+    "stages": ["10%", {"share": "100%", "approve": True}],
+    "goal": {"metric": "thumbs_up", "margin": "5pp"},
+    "baselines": {
+        "thumbs_up": {"level": 0.7},
+        "attempt_error_rate": {"level": 0.01},
+        "fallback_rate": {"level": 0.01},
+    },
+}
 # Half of all strings are names that exist: otherwise hardly a request would get as far as the provider.
 CONFIGURATION = """
 [dictionaries.names]
-values = ["support", "support@first", "user", "thumbs_up"]
+values = ["support", "support@first", "second", "user", "thumbs_up"]
 [generation.dictionaries]
 string = {dictionary = "names", probability = 0.5}
 """
@@ -35,9 +44,13 @@ def explored(module_database_url: str, tmp_path_factory: pytest.TempPathFactory)
         headway = Headway(tmp_path_factory.mktemp("explored"), database_url=module_database_url)
         configuration = {
             "deployments": {"main": openai_deployment(provider.base_url, "chatty")},
-            "applications": {"support": application("main"), "0": application("main")},
+            "applications": {"support": application("main", policy="careful"), "0": application("main")},
+            "policies": {"careful": POLICY},
         }
         with running(headway, configuration):
+            changed = application("main", "second", policy="careful", prompt={"text": "Be kind."})
+            headway.write({**configuration, "applications": {**configuration["applications"], "support": changed}})
+            headway.run("apply", "--yes", "--accept")
             yield headway, provider
 
 
