@@ -27,6 +27,7 @@ NO_BIN = -32_768
 FAILED_BIN = 32_767
 """Bin of a failed interaction: a failed request is slow."""
 
+_NO_BINS = (NO_BIN, NO_BIN, NO_BIN, NO_BIN)
 _LARGEST = 1e15  # a value above is a provider's nonsense, and left out
 _ASSIGNED = frozenset((Kind.RANDOMISED, Kind.MANUAL, Kind.HOLDBACK))  # booking rule 1
 _TIMES = (LATENCY, FIRST_TOKEN)  # the order of UnitState.bins
@@ -74,10 +75,12 @@ class UnitState(msgspec.Struct):
     stage: int
     first_unix_ms: int
     events: int = 0
-    bins: tuple[int, int, int, int] = (NO_BIN, NO_BIN, NO_BIN, NO_BIN)
+    bins: tuple[int, int, int, int] = _NO_BINS
 
     def add(self, later: UnitState) -> UnitState:
         """Give the state after a later batch."""
+        if not later.events and later.bins == _NO_BINS:
+            return self
         a, b, c, d = map(max, self.bins, later.bins)
         return UnitState(self.arm, self.stage, self.first_unix_ms, self.events | later.events, (a, b, c, d))
 
@@ -174,9 +177,11 @@ class _Plan:
             self.ladders.append((stable, candidate) if own else None)
             self.unobserved.append(sum(bit for bit, _ in own))
 
-    def slow_before(self, bins: Sequence[int]) -> int:
+    def slow_before(self, bins: tuple[int, ...]) -> int:
         """Give the slow tests that a unit has failed under either arm, as bits."""
         found = 0
+        if bins == _NO_BINS:
+            return found
         for place, pair in enumerate(self.ladders):
             if pair is not None:
                 found |= pair[0].slow(bins[2 * place]) | pair[1].slow(bins[2 * place + 1])
