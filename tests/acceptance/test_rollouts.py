@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -98,9 +99,9 @@ def control_worker(headway: Headway) -> psutil.Process:
 async def decided(headway: Headway) -> dict[str, dict[str, Any]]:
     """Wait until all three rollouts are over."""
 
-    def look() -> dict[str, dict[str, Any]] | None:
+    def look() -> dict[str, dict[str, Any]]:
         rollouts = {each["application"]: each for each in headway.run_json("rollout", "list")}
-        return rollouts if all(each["ended_at"] for each in rollouts.values()) else None
+        return rollouts if all(each["ended_at"] for each in rollouts.values()) else {}
 
     return await asyncio.to_thread(wait_for, "the end of the rollouts", look, PATIENCE_SECONDS)
 
@@ -153,7 +154,7 @@ def check_history(headway: Headway, rollouts: dict[str, dict[str, Any]]) -> None
         assert [each["number"] for each in decisions] == list(range(1, len(decisions) + 1))
         for each in decisions:
             print(f"{name} {each['at']:%T} {each['outcome']} {each['reason']} {each['after']['share']}")
-        for earlier, later in zip(decisions, decisions[1:], strict=False):
+        for earlier, later in pairwise(decisions):
             assert earlier["after"] == later["before"], name
         stages = headway.rows("SELECT stage, share FROM rollout_stage WHERE rollout_id = %s ORDER BY stage", number)
         assert [each["stage"] for each in stages] == list(range(1, len(stages) + 1))
