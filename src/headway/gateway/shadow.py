@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import structlog
@@ -29,9 +30,10 @@ from headway.ids import Arm, InteractionId, Kind, Signer, uuid7
 
 _log = structlog.get_logger("headway.gateway.shadow")
 
+# Of each rollout, in one worker:
 _RUNNING = 16
 _WAITING = 256
-_HELD_BYTES = 32 * 1024 * 1024
+_HELD_BYTES = 16 * 1024 * 1024
 _NOBODYS_KEY = 0
 _NULL = msgspec.Raw(b"null")
 _FALSE = msgspec.Raw(b"false")
@@ -41,6 +43,18 @@ def can_mirror(parsed: ParsedRequest) -> bool:
     """Say whether a request can be asked twice: not where it goes on with, or adds to, what the provider keeps."""
     continues = parsed.operation == "responses" and parsed.fields.get("conversation", _NULL) != _NULL
     return parsed.previous_response_id is None and not continues
+
+
+class _Lane:
+    """The mirrors of one rollout: a candidate that hangs holds up no other."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Exchange] = deque()
+        self.running: set[asyncio.Task[None]] = set()
+        self.held_bytes = 0  # of what waits and what is under way
+
+    def has_room(self, size: int) -> bool:
+        return len(self.waiting) < _WAITING and self.held_bytes + size <= _HELD_BYTES
 
 
 class Mirrors:
@@ -72,14 +86,13 @@ class Mirrors:
         self._reply = reply
         self._snapshot: Snapshot | None = None
         self._signer: Signer | None = None
-        self._waiting: deque[Exchange] = deque()
-        self._held_bytes = 0  # of what waits and what is under way
-        self._running: set[asyncio.Task[None]] = set()
+        self._lanes: dict[int, _Lane] = {}
         self._closing = False
 
     def switch(self, snapshot: Snapshot) -> None:
         """Mirror by a new snapshot: what waits for a rollout that has left its shadow stage is not begun."""
         self._answerer.switch(snapshot)
+        self._lanes = {rollout: lane for rollout, lane in self._lanes.items() if lane.running}
         self._snapshot = snapshot
         self._signer = snapshot.signing.signer()
 
@@ -88,37 +101,39 @@ class Mirrors:
         rollout = exchange.route.application.rollout
         if self._closing or rollout is None or not _is_drawn(exchange.interaction, rollout):
             return
+        lane = self._lanes.get(rollout.number)
+        if lane is None:
+            lane = self._lanes[rollout.number] = _Lane()
         size = len(exchange.parsed.body)
-        if len(self._waiting) >= _WAITING or self._held_bytes + size > _HELD_BYTES:
+        if not lane.has_room(size):
             self._drop(exchange)
             return
-        self._waiting.append(exchange)
-        self._held_bytes += size
-        self._begin_next()
+        lane.waiting.append(exchange)
+        lane.held_bytes += size
+        self._begin_next(lane)
 
     async def close(self) -> None:
         """Give up what waits and what is under way."""
         self._closing = True
-        running = list(self._running)
+        running = [task for lane in self._lanes.values() for task in lane.running]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        for exchange in self._waiting:
-            self._drop(exchange)
-        self._waiting.clear()
+        for lane in self._lanes.values():
+            for exchange in lane.waiting:
+                self._drop(exchange)
 
-    def _begin_next(self) -> None:
-        while self._waiting and len(self._running) < _RUNNING and not self._closing:
-            exchange = self._waiting.popleft()
-            task = asyncio.get_running_loop().create_task(self._mirror(exchange), name="mirror")
-            self._running.add(task)
-            task.add_done_callback(self._end)
+    def _begin_next(self, lane: _Lane) -> None:
+        while lane.waiting and len(lane.running) < _RUNNING and not self._closing:
+            task = asyncio.get_running_loop().create_task(self._mirror(lane, lane.waiting.popleft()), name="mirror")
+            lane.running.add(task)
+            task.add_done_callback(partial(self._end, lane))
 
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._begin_next()
+    def _end(self, lane: _Lane, task: asyncio.Task[None]) -> None:
+        lane.running.discard(task)
+        self._begin_next(lane)
 
-    async def _mirror(self, original: Exchange) -> None:
+    async def _mirror(self, lane: _Lane, original: Exchange) -> None:
         try:
             await self._ask(original)
         except asyncio.CancelledError:
@@ -128,7 +143,7 @@ class Mirrors:
             _log.exception("mirror_lost")
             self._drop(original)
         finally:
-            self._held_bytes -= len(original.parsed.body)
+            lane.held_bytes -= len(original.parsed.body)
 
     async def _ask(self, original: Exchange) -> None:
         found = self._candidate(original)
