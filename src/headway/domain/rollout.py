@@ -258,9 +258,10 @@ def _describe_loss(case: _Case, figures: MetricFigures) -> str:
     if rule is None:
         return evidence
     scale = scale_of(rule, case.terms.feedback)
-    interval = scale.interval(figures.lower, figures.upper)
-    line = f"harm line {scale.effect(figures.harm)}, margin {scale.effect(figures.margin)}"
-    return f"{scale.effect(figures.estimate)} (95% interval {interval}; {line}), {evidence}"
+    lines = f"harm line {scale.effect(figures.harm)}, margin {scale.effect(figures.margin)}"
+    if figures.lower is not None or figures.upper is not None:
+        lines = f"95% interval {scale.interval(figures.lower, figures.upper)}; {lines}"
+    return f"{scale.effect(figures.estimate)} ({lines}), {evidence}"
 
 
 def _check_duration(case: _Case) -> Decision | None:
