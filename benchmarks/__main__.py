@@ -1,4 +1,4 @@
-"""Measure the gateway against bare Envoy, each alone on one core; everything stays on loopback."""
+"""Measure the gateway against bare Envoy, each alone on one core, and the controller; everything stays on loopback."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from rich.console import Console
 from benchmarks import machine, report
 from benchmarks.bench import Bench, Starter
 from benchmarks.cost import measure_cost
+from benchmarks.decision import measure_decision
 from benchmarks.exchange import MODEL, Endpoint, count_requests
 from benchmarks.figures import Figure, VoidRunError
 from benchmarks.latency import measure_latency
@@ -36,6 +37,7 @@ AREAS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "latency": measure_latency,
     "streaming": measure_streaming,
     "memory": measure_memory,
+    "decision": measure_decision,
 }
 STARTERS: Mapping[str, Starter] = {"envoy": start_envoy, "reference": start_reference, "headway": start_headway}
 
@@ -84,9 +86,10 @@ def _measure(bench: Bench, areas: list[str], console: Console) -> tuple[list[Fig
         try:
             bench.foreign_shares.clear()
             figures += AREAS[area](bench)
-            note = f"median of {len(bench.foreign_shares)} rounds; at most {max(bench.foreign_shares):.0%}"
-            share = median(bench.foreign_shares) * 100
-            figures.append(Figure(area, "the two cores used by others", "machine", share, "%", note=note))
+            if bench.foreign_shares:
+                note = f"median of {len(bench.foreign_shares)} rounds; at most {max(bench.foreign_shares):.0%}"
+                share = median(bench.foreign_shares) * 100
+                figures.append(Figure(area, "the two cores used by others", "machine", share, "%", note=note))
         except (VoidRunError, ProcessError) as error:
             voids[area] = str(error)
         console.print(f"{area}: {time.monotonic() - started:.0f} s", highlight=False)

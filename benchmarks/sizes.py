@@ -22,6 +22,8 @@ class Sizes:
         probes: First-byte and disconnect probes of each kind.
         memory_from, memory_to: The requests between which memory may not grow.
         stalled: Clients that never read, at once.
+        ticks: Ticks of the controller.
+        claimed_rows: Rows of evidence, and ratings, that earlier ticks have claimed.
     """
 
     rounds: int = 5
@@ -37,6 +39,8 @@ class Sizes:
     memory_from: int = 50_000
     memory_to: int = 150_000
     stalled: int = 10
+    ticks: int = 60
+    claimed_rows: int = 200_000
 
 
 DEFAULT = Sizes()
@@ -51,5 +55,7 @@ QUICK = Sizes(
     memory_from=4_000,
     memory_to=8_000,
     stalled=5,
+    ticks=10,
+    claimed_rows=2_000,
 )
-FULL = Sizes(requests=20_000, open_loop_seconds=10.0, memory_from=100_000, memory_to=1_000_000)
+FULL = Sizes(requests=20_000, open_loop_seconds=10.0, memory_from=100_000, memory_to=1_000_000, claimed_rows=2_000_000)
