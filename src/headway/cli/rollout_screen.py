@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from types import MappingProxyType
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -284,6 +286,9 @@ def _conditions(reading: Reading, terms: Terms, status: Status, width: int) -> I
     outlook = reading.outlook
     if outlook.missing or outlook.share is not None:
         yield from _next(status, outlook).wrap(Console(width=width), width)
+    asked = "resume" if status.state == "paused" else "approve" if outlook.missing == ("approval",) else ""
+    if asked:
+        yield Text(f"$ headway rollout {asked} {cell(reading.rollout.application)}", "yellow")
 
 
 def _facts(reading: Reading, terms: Terms, status: Status) -> Iterator[Text]:
@@ -375,7 +380,7 @@ def _metric_rows(
     if figures.role == "goal":
         name = Text.assemble(("★ ", "yellow"), name)
     estimate = Text(text.estimate, f"bold {_STANDING_COLOURS[text.standing]}")
-    if figures.estimate is not None:
+    if text.worst_place is not None:
         ends = [
             "…" if end is None or math.isinf(end) else scale.effect(end, unit=False)
             for end in (figures.lower, figures.upper)
@@ -414,7 +419,8 @@ def _gauge(text: MetricText, width: int) -> Text:
         assert text.estimate_place is not None
         beyond = "◀" if text.estimate_place < -_AXIS else "▶" if text.estimate_place > _AXIS else "●"
         cells[column] = (beyond, f"bold {colour}")
-    return Text.assemble(*cells)
+    runs = ((style, "".join(glyph for glyph, _ in run)) for style, run in groupby(cells, key=itemgetter(1)))
+    return Text.assemble(*((glyphs, style) for style, glyphs in runs))
 
 
 def _column(place: float | None, width: int) -> int | None:
@@ -439,7 +445,7 @@ def _safe(text: MetricText) -> Text:
         return Text()
     if evidence.vacuous:
         return Text.assemble((f"{format_share(share)} ", "dim"), ("needs no evidence", "green"))
-    meter = _meter(evidence.progress, "green", _METER_WIDTH)
+    meter = _meter(evidence.progress, "green", _METER_WIDTH - 2)
     return Text.assemble((f"{format_share(share)} ", "dim"), meter, f" {evidence.e} of {evidence.threshold}")
 
 

@@ -44,7 +44,7 @@ _OUTCOMES = {
     "approve": "approved",
     "inconclusive": "inconclusive",
 }
-_LARGEST_E = 1e6  # beyond, only the power of ten matters
+_LARGEST_E = 1e5  # beyond, only the power of ten matters
 
 
 class Scale(msgspec.Struct, frozen=True):
@@ -302,15 +302,15 @@ def format_share(share: float) -> str:
 
 
 def format_rate(rate: float) -> str:
-    """Write a rate (0 to 1) as a percentage with three digits that count, two decimals at most above 1 %.
+    """Write a rate (0 to 1) as a percentage with two or three digits that count.
 
     Example:
-        >>> format_rate(0.7042), format_rate(0.0125), format_rate(0.00042), format_rate(0.0)
-        ('70.4%', '1.25%', '0.042%', '0%')
+        >>> format_rate(0.7042), format_rate(0.0125), format_rate(0.00042), format_rate(0.0), format_rate(1.0)
+        ('70.4%', '1.25%', '0.042%', '0%', '100%')
     """
     percent = rate * 100
     if percent >= 10:
-        return f"{percent:.1f}%"
+        return "100%" if rate == 1 else f"{percent:.1f}%"
     if percent >= 1:
         return f"{percent:.2f}%"
     return f"{percent:.2g}%" if percent >= 0.001 else f"{percent:.0g}%" if percent else "0%"
@@ -332,13 +332,15 @@ def format_usd(usd: float) -> str:
     """Write an amount with three digits that count, cents from a dollar on.
 
     Example:
-        >>> format_usd(0.00314159), format_usd(12.5), format_usd(0.0)
-        ('$0.00314', '$12.50', '$0')
+        >>> format_usd(0.00314159), format_usd(12.5), format_usd(0.0), format_usd(0.00000706)
+        ('$0.00314', '$12.50', '$0', '$7.06e-06')
     """
     if usd == 0:
         return "$0"
     if abs(usd) >= 1:
         return f"${usd:,.2f}"
+    if abs(usd) < 0.0001:
+        return f"${usd:.2e}"
     places = 2 - math.floor(math.log10(abs(usd)))
     return f"${usd:.{places}f}"
 
@@ -406,7 +408,7 @@ def _towards(value: float, margin: float) -> float:
 
 
 def _ends(scale: Scale, figures: MetricFigures) -> tuple[float | None, float | None]:
-    if figures.estimate is None:
+    if figures.estimate is None or (figures.lower is None and figures.upper is None):
         return None, None
     low, high = scale.place(figures.lower), scale.place(figures.upper)
     worst, best = (high, low) if scale.lower_is_better else (low, high)

@@ -105,7 +105,7 @@ def test_evidence_is_drawn_on_the_log_scale_and_full_only_when_it_is_there() -> 
     assert "harm ━━━━━━━━━━ 101 of 100" in meters(harm_log_e=math.log(101))
     assert "harm ╌╌╌╌╌╌╌╌╌╌ <0.01 of 100" in meters(harm_log_e=-9.0)
     assert "50% needs no evidence" in meters(safe=(SafeFigure(0.5, -1.0, vacuous=True),))
-    assert "100% ━━━━━╌╌╌╌╌ 4.5 of 20" in meters(safe=(SafeFigure(1.0, 9.0),), superior_log_e=math.log(4.5))
+    assert "100% ━━━━╌╌╌╌ 4.5 of 20" in meters(safe=(SafeFigure(1.0, 9.0),), superior_log_e=math.log(4.5))
 
 
 def test_missing_data_is_said() -> None:
@@ -138,6 +138,18 @@ def test_a_pause_names_its_reason_and_a_suspicious_sample_ratio_shows() -> None:
     assert "paused for 5 min (sample ratio)" in text
     assert "units may not arrive at the share set: E 1,808 of 1,000" in text
     assert "waits for a person" in text
+    assert "$ headway rollout resume support" in text
+
+
+def test_a_step_that_waits_for_approval_says_how_to_give_it() -> None:
+    ready = tuple(figures(rule.metric, safe=(SafeFigure(1.0, 9.0),)) for rule in RULES)
+    at_half = {"step": 3, "share": 0.5, "since_ms": NOW_MS - 3_600_000}
+    text = drawn(Screen(standing("ramp", changes={"metrics": ready}, **at_half)))
+    assert "next: 100% waits for approval" in text
+    assert "$ headway rollout approve support" in text
+    assert "$" not in drawn(Screen(standing("ramp", changes={"metrics": ready}, approved_step=4, **at_half))).replace(
+        "$0", ""
+    )
 
 
 def test_holdback_and_ends() -> None:
