@@ -356,8 +356,17 @@ def _draw_metrics(reading: Reading, width: int, *, rows: int) -> Iterator[Render
                 table.add_column(no_wrap=True)
             table.add_row(*cells)
             yield table
+    yield from _legend(figures[0], rows)
+    yield Text()
+
+
+def _legend(figures: MetricFigures, rows: int) -> Iterator[Text]:
+    indent = " " * (_NAME_WIDTH + 2)
+    if rows > 1:
+        goes_on = f", safe goes on to {format_share(figures.safe[0].share)}" if figures.safe else ""
+        yield Text(f"{indent}evidence (E): harm rolls back{goes_on}", "dim")
     yield Text.assemble(
-        " " * (_NAME_WIDTH + 2),
+        indent,
         ("worse  ", "dim"),
         ("┃", "red"),
         (" margin  ", "dim"),
@@ -366,7 +375,6 @@ def _draw_metrics(reading: Reading, width: int, *, rows: int) -> Iterator[Render
         "│",
         (" no difference  better", "dim"),
     )
-    yield Text()
 
 
 def _metric_rows(
@@ -438,15 +446,17 @@ def _harm(text: MetricText, width: int) -> Text:
 
 
 def _safe(text: MetricText) -> Text:
-    evidence, share = text.safe_evidence, text.safe_share
-    if share == 1.0 and text.superior_evidence is not None and not (evidence and not evidence.reached):
-        evidence = text.superior_evidence
-    if evidence is None or share is None:
+    """Draw the evidence that the next share is safe; where that is there, of being better if that is asked for."""
+    name, evidence = "safe", text.safe_evidence
+    if evidence is None:
         return Text()
+    enough = evidence.reached or evidence.vacuous
+    if enough and text.safe_share == 1.0 and text.superior_evidence is not None:
+        name, evidence = "better", text.superior_evidence
     if evidence.vacuous:
-        return Text.assemble((f"{format_share(share)} ", "dim"), ("needs no evidence", "green"))
+        return Text.assemble((f"{name} ", "dim"), ("needs no evidence", "green"))
     meter = _meter(evidence.progress, "green", _METER_WIDTH - 2)
-    return Text.assemble((f"{format_share(share)} ", "dim"), meter, f" {evidence.e} of {evidence.threshold}")
+    return Text.assemble((f"{name} ", "dim"), meter, f" {evidence.e} of {evidence.threshold}")
 
 
 def _meter(progress: float, colour: str, width: int) -> Text:

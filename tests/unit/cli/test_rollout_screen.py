@@ -60,7 +60,7 @@ def test_it_fits_the_terminal(width: int, height: int) -> None:
     for rule in RULES:
         assert rule.metric in text
     assert "-1.3 pp [-4.1, +1.6]" in text
-    assert "2.1 of 20" in text
+    assert "safe ━╌╌╌╌╌╌╌ 2.1 of 20" in text
     assert "waits for 18 min of dwell, evidence on thumbs up, latency p95" in " ".join(text.split())
 
 
@@ -104,8 +104,8 @@ def test_evidence_is_drawn_on_the_log_scale_and_full_only_when_it_is_there() -> 
     assert "harm ━━━━━━━━━╌ 99 of 100" in meters(harm_log_e=math.log(99))
     assert "harm ━━━━━━━━━━ 101 of 100" in meters(harm_log_e=math.log(101))
     assert "harm ╌╌╌╌╌╌╌╌╌╌ <0.01 of 100" in meters(harm_log_e=-9.0)
-    assert "50% needs no evidence" in meters(safe=(SafeFigure(0.5, -1.0, vacuous=True),))
-    assert "100% ━━━━╌╌╌╌ 4.5 of 20" in meters(safe=(SafeFigure(1.0, 9.0),), superior_log_e=math.log(4.5))
+    assert "safe needs no evidence" in meters(safe=(SafeFigure(0.5, -1.0, vacuous=True),))
+    assert "better ━━━━╌╌╌╌ 4.5 of 20" in meters(safe=(SafeFigure(1.0, 9.0),), superior_log_e=math.log(4.5))
 
 
 def test_missing_data_is_said() -> None:
