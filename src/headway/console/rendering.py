@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,7 @@ from headway.domain import display
 
 STATIC = "/static"
 
+_HYPHEN = re.compile(r"(?<![\w.)])-(?=[\d∞])")
 _TYPES: Mapping[str, str] = MappingProxyType(
     {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 )
@@ -78,7 +80,7 @@ class Renderer:
         self._environment.globals["version"] = __version__
         for name in ("format_share", "describe_state", "describe_outcome", "format_seconds", "format_usd"):
             self._environment.filters[name.removeprefix("format_").removeprefix("describe_")] = getattr(display, name)
-        self._environment.filters |= {"moment": _moment, "sentence": _sentence}
+        self._environment.filters |= {"moment": _moment, "sentence": _sentence, "minus": _minus}
 
     def text(self, template: str, **values: Any) -> str:
         """Render a template."""
@@ -86,7 +88,7 @@ class Renderer:
 
     def page(self, template: str, visitor: Visitor | None, *, status: int = 200, **values: Any) -> Response:
         """Render a page for a visitor."""
-        return HTMLResponse(self.text(template, visitor=visitor, **values), status)
+        return HTMLResponse(self.text(template, visitor=visitor, status=status, **values), status)
 
 
 def _sentence(message: str) -> str:
@@ -95,6 +97,11 @@ def _sentence(message: str) -> str:
     start = message[:1].upper() if first.isalpha() else message[:1]
     end = "" if message.endswith((".", "?", "!", "…")) else "."
     return f"{start}{message[1:]}{end}" if message else ""
+
+
+def _minus(text: str) -> str:
+    """Write minus signs as such."""
+    return _HYPHEN.sub("−", text)
 
 
 def _moment(at: datetime, now_ms: int) -> str:

@@ -54,7 +54,7 @@ async def show_rollout(request: Request, visitor: Visitor) -> Response:
             figures = (await list_figures(connection, rollout.number, limit=1))[-1:]
         difference = None if live else await _compare(connection, rollout)
         pairs = [] if live else await list_pairs(connection, rollout.number, limit=_FIRST_PAIRS)
-    view = describe_rollout(rollout, stages, decisions, figures, now_ms)
+    view = describe_rollout(rollout, decisions, figures, now_ms)
     return renderer.page(
         "rollout_live.html" if live else "rollout.html",
         visitor,

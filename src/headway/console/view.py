@@ -15,6 +15,7 @@ from headway.domain.display import (
     MetricText,
     describe_evidence,
     describe_metric,
+    describe_state,
     format_seconds,
     format_share,
     pace,
@@ -23,13 +24,13 @@ from headway.domain.outlook import Outlook, look_ahead
 from headway.domain.policy import Policy
 from headway.domain.recording import Terms
 from headway.domain.rollout import SAMPLE_RATIO_ALARM, Command, Status, commands, is_over, next_share
-from headway.storage.rollouts import Figure, Rollout, RolloutDecision, Stage
+from headway.storage.rollouts import Figure, Rollout, RolloutDecision
 
 Progress = Literal["done", "current", "ahead", "stopped"]
 Tone = Literal["running", "waiting", "good", "bad"]
 
 # The axis of the overview, in margins: worse to the left, the margin at -1.
-_WORST, _BEST = -1.6, 1.0
+_WORST, _BEST = -1.6, 1.6
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Strip:
         estimate: The estimate.
         harm: The harm line.
         open_low, open_high: The interval goes on beyond the axis.
+        beyond: ``worse`` or ``better`` where the estimate itself lies beyond the axis.
     """
 
     low: float | None
@@ -68,6 +70,7 @@ class Strip:
     harm: float
     open_low: bool = False
     open_high: bool = False
+    beyond: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class RolloutView:
 
     Attributes:
         rollout: As stored.
+        state: Its state, in words.
         tone: Whether it runs, waits for somebody, or how it ended.
         headline: Where traffic goes, in a sentence.
         reason: Why it stands where it stands, or what it waits for; empty if that is plain.
@@ -115,6 +119,7 @@ class RolloutView:
     """
 
     rollout: Rollout
+    state: str
     tone: Tone
     headline: str
     reason: str
@@ -133,7 +138,6 @@ class RolloutView:
 
 def describe_rollout(
     rollout: Rollout,
-    stages: Sequence[Stage],
     decisions: Sequence[RolloutDecision],
     figures: Sequence[Figure],
     now_ms: int,
@@ -142,33 +146,34 @@ def describe_rollout(
 
     Args:
         rollout: As stored.
-        stages: Its stages, first to last.
         decisions: Its decisions, newest first.
         figures: The latest figures, oldest first: some minutes of them tell the traffic.
         now_ms: Unix milliseconds.
     """
     terms, status = rollout.terms, rollout.status
     if terms is None or status is None:
-        return _describe_manual(rollout, stages)
+        return _describe_manual(rollout)
     latest = figures[-1] if figures else None
     assessment = Assessment() if latest is None else latest.assessment
     readings = [(round(each.at.timestamp() * 1000), each.assessment) for each in figures]
+    possible = [_command(command, terms.policy, status) for command in commands(terms.policy, status)]
     outlook = look_ahead(terms, status, assessment, now_ms, pace(readings))
     return RolloutView(
         rollout=rollout,
+        state="waits for approval" if _awaits_approval(outlook) else describe_state(status.state),
         tone=_tone(status, outlook),
         headline=_headline(rollout, f"{terms.unit}s", status, terms.policy, now_ms),
         reason=_reason(status, outlook, decisions),
         steps=tuple(_steps(terms.policy, status, outlook)),
         metrics=tuple(_metrics(terms, assessment)),
         watched=() if latest is None else tuple(_watched(rollout, terms, assessment)),
-        commands=tuple(_command(command, terms.policy, status) for command in commands(terms.policy, status)),
+        commands=tuple(sorted(possible, key=lambda each: ("main", "plain", "grave").index(each.kind))),
         figures_at=None if latest is None else latest.at,
         mirrors=terms.policy.shadow is not None,
     )
 
 
-def _describe_manual(rollout: Rollout, stages: Sequence[Stage]) -> RolloutView:
+def _describe_manual(rollout: Rollout) -> RolloutView:
     share = format_share(rollout.share)
     words = {
         "promoted": f"{rollout.candidate} was promoted: it has all traffic.",
@@ -177,13 +182,11 @@ def _describe_manual(rollout: Rollout, stages: Sequence[Stage]) -> RolloutView:
     tones: dict[str, Tone] = {"promoted": "good", "rolled_back": "bad"}
     return RolloutView(
         rollout=rollout,
+        state=describe_state(rollout.state),
         tone=tones.get(rollout.state, "running"),
         headline=words.get(rollout.state, f"{share} of traffic gets {rollout.candidate}, set by hand."),
         reason="" if rollout.ended_at else "under the policy “manual” nothing is tested: a person sets the share",
-        steps=tuple(
-            StepView(format_share(stage.share), "current" if stage.stage == rollout.stage else "done")
-            for stage in stages
-        ),
+        steps=(),
         metrics=(),
         watched=(),
         commands=() if rollout.ended_at else (_COMMANDS["promote"], _COMMANDS["rollback"]),
@@ -200,7 +203,11 @@ def _tone(status: Status, outlook: Outlook) -> Tone:
         return "bad" if is_over(status) else "waiting"
     if status.state == "promoted":
         return "good"
-    return "waiting" if status.state == "paused" or outlook.missing == ("approval",) else "running"
+    return "waiting" if status.state == "paused" or _awaits_approval(outlook) else "running"
+
+
+def _awaits_approval(outlook: Outlook) -> bool:
+    return outlook.missing == ("approval",)
 
 
 def _headline(rollout: Rollout, units: str, status: Status, policy: Policy, now_ms: int) -> str:
@@ -237,9 +244,13 @@ def _reason(status: Status, outlook: Outlook, decisions: Sequence[RolloutDecisio
         return ""
     following = "the shadow stage" if not outlook.share else format_share(outlook.share)
     following = "promotion" if status.state == "holdback" else following
+    if _awaits_approval(outlook):
+        return f"everything else is there for {following}"
     if not outlook.missing:
         return f"next is {following}, with the next look at the evidence"
-    about = f": about {format_seconds(outlook.seconds)}" if outlook.seconds and status.state == "ramp" else ""
+    told = len(outlook.missing) == 1 and outlook.missing[0].endswith(" of dwell")
+    about = f": about {format_seconds(outlook.seconds)}" if outlook.seconds and not told else ""
+    about = about if status.state == "ramp" else ""
     return f"before {following}: {_list(outlook.missing)}{about}"
 
 
@@ -282,12 +293,14 @@ def _metrics(terms: Terms, assessment: Assessment) -> list[MetricView]:
 
 
 def _strip(text: MetricText) -> Strip:
-    harm = _place(text.harm_place)
-    estimate = None if text.estimate_place is None else _place(text.estimate_place)
+    harm, estimate = _place(text.harm_place), text.estimate_place
+    if estimate is None:
+        return Strip(None, None, None, harm)
+    beyond = "worse" if estimate < _WORST else "better" if estimate > _BEST else ""
     worst, best = text.worst_place, text.best_place
     if worst is None or best is None or (math.isinf(worst) and math.isinf(best)):
-        return Strip(None, None, estimate, harm)
-    return Strip(_place(worst), _place(best), estimate, harm, open_low=worst < _WORST, open_high=best > _BEST)
+        return Strip(None, None, _place(estimate), harm, beyond=beyond)
+    return Strip(_place(worst), _place(best), _place(estimate), harm, worst < _WORST, best > _BEST, beyond)
 
 
 def _place(margins: float) -> float:
@@ -329,7 +342,7 @@ def _write(evidence: Evidence) -> str:
 # --- what a person can ask -----------------------------------------------------------------------------------------
 
 _COMMANDS = {
-    "promote": CommandView("promote", "Promote", "Gives the candidate all traffic now, past every test.", "grave"),
+    "promote": CommandView("promote", "Promote", "Gives the candidate all traffic now, past every test.", "plain"),
     "rollback": CommandView("rollback", "Roll back", "Gives stable all traffic with the next request.", "grave"),
     "pause": CommandView("pause", "Pause", "Keeps the share; only the kill switch or a person acts then.", "plain"),
     "resume": CommandView("resume", "Resume", "Goes on where it was paused.", "main"),

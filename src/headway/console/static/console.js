@@ -102,18 +102,19 @@
       values.map((value, i) => value ?? (other[i] === null || curve.estimate[i] === null ? null : end));
     const lower = open(curve.lower, curve.upper, neutral(curve) - far);
     const upper = open(curve.upper, curve.lower, neutral(curve) + far);
-    return [figures.times, lower, upper, curve.estimate];
+    const estimate = curve.estimate.map((value, i) => (lower[i] === null && upper[i] === null ? null : value));
+    return [figures.times, lower, upper, estimate]; // an estimate that nothing can be said about is not drawn
   }
 
   // What is shown: both lines, no change, the estimates and the newest interval; not how wide intervals once were.
   function range(curve) {
     const middle = neutral(curve);
-    const widest = 4 * span(curve);
+    const widest = 2.5 * span(curve);
     const clamp = (value) => Math.min(Math.max(value, middle - widest), middle + widest);
     const known = (values) => values.filter((value) => value !== null);
     const newest = [curve.lower, curve.upper].map((values) => known(values).at(-1)).filter((value) => value !== undefined);
     const last = known(curve.estimate).at(-1);
-    const recent = known(curve.estimate.slice(-Math.ceil(curve.estimate.length * 0.8)));
+    const recent = known(curve.estimate.slice(-Math.ceil(curve.estimate.length * 0.6)));
     const shown = [middle, curve.margin, curve.harm, ...newest.map(clamp), ...recent.map(clamp)];
     if (last !== undefined) shown.push(Math.min(Math.max(last, middle - 3 * widest), middle + 3 * widest));
     const low = Math.min(...shown);
@@ -127,17 +128,17 @@
     if (curve.form === "ratio") return `×${value.toFixed(places ?? 2)}`;
     const text = (value * curve.factor).toFixed(places ?? (curve.factor === 100 ? 1 : 2));
     const sign = Number(text) > 0 ? "+" : "";
-    return `${sign}${Number(text) === 0 ? "0" : text}`;
+    return Number(text) === 0 ? "0" : `${sign}${text}`.replace("-", "−");
   }
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const FONT = `11px ${getComputedStyle(document.body).fontFamily}`;
+  const font = (pixel) => `${11 * pixel}px ${getComputedStyle(document.body).fontFamily}`;
   const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", timeZone: "UTC" });
 
   function make(element, curve) {
     const chart = { element, curve, plot: null };
-    const [ink, soft, line, accent, wash, loss, lossWash] = [
-      "--ink", "--soft", "--line", "--accent", "--accent-wash", "--loss", "--loss-wash",
+    const [soft, line, paper, accent, wash, loss, lossWash] = [
+      "--soft", "--line", "--paper", "--accent", "--accent-wash", "--loss", "--loss-wash",
     ].map(colour);
 
     // Beneath the curves: what lies beyond the margin, the stages; above them: the lines and their names.
@@ -178,30 +179,39 @@
       const harm = across(chart.curve.harm, loss, [4, 4], 1);
       const margin = across(chart.curve.margin, loss, [], 1.25);
       ctx.setLineDash([]);
-      ctx.font = FONT.replace("11px", `${11 * pixel}px`);
+      ctx.font = font(pixel);
       ctx.textAlign = "left";
       ctx.fillStyle = loss;
-      const away = (chart.curve.margin > neutral(chart.curve) ? -4 : 12) * pixel;
-      const near = Math.abs(harm - margin) < 13 * pixel;
-      ctx.fillText("margin", left + 4 * pixel, margin + away);
-      if (!near) ctx.fillText("harm line", left + 4 * pixel, harm + away);
-      ctx.textAlign = "right";
+      ctx.strokeStyle = paper; // a halo, so that names can be read on top of curves
+      ctx.lineJoin = "round";
+      ctx.lineWidth = 3 * pixel;
+      const name = (text, y) => {
+        const isUp = chart.curve.margin > neutral(chart.curve) || y + 15 * pixel > top + height;
+        const place = isUp && y - 14 * pixel > top ? y - 4 * pixel : y + 12 * pixel;
+        ctx.strokeText(text, left + 4 * pixel, place);
+        ctx.fillText(text, left + 4 * pixel, place);
+      };
+      name("margin", margin);
+      if (Math.abs(harm - margin) > 15 * pixel) name("harm line", harm);
+      ctx.restore();
+
+      ctx.save();
+      ctx.font = font(pixel);
       ctx.fillStyle = soft;
       ctx.strokeStyle = soft;
       ctx.lineWidth = 0.75 * pixel;
-      let free = left + width + 1;
+      ctx.setLineDash([1 * pixel, 3 * pixel]);
+      let free = left + width;
       for (const stage of [...figures.stages].reverse()) {
-        const x = Math.round(plot.valToPos(stage.at, "x", true)) + 0.5;
-        if (x < left - 1 || x > left + width) continue;
-        ctx.setLineDash([1 * pixel, 3 * pixel]);
+        const x = Math.max(left, Math.round(plot.valToPos(stage.at, "x", true)) + 0.5);
+        if (x > left + width) continue;
         ctx.beginPath();
-        ctx.moveTo(x, top);
+        ctx.moveTo(x, top - 12 * pixel);
         ctx.lineTo(x, top + height);
         ctx.stroke();
-        const room = free - x;
-        if (room > ctx.measureText(stage.label).width + 6 * pixel) {
-          ctx.textAlign = "left";
-          ctx.fillText(stage.label, x + 3 * pixel, top + height - 5 * pixel);
+        if (free - x > ctx.measureText(stage.label).width + 8 * pixel || free === left + width) {
+          ctx.textAlign = free - x < 30 * pixel ? "right" : "left";
+          ctx.fillText(stage.label, x + (ctx.textAlign === "left" ? 4 : -4) * pixel, top - 4 * pixel);
           free = x;
         }
       }
@@ -219,12 +229,12 @@
         : "";
     };
 
-    const axis = { stroke: soft, font: FONT, grid: { stroke: line, width: 1 }, ticks: { show: false } };
+    const axis = { stroke: soft, font: font(1), grid: { stroke: line, width: 1 }, ticks: { show: false } };
     chart.plot = new uPlot(
       {
         width: Math.max(200, element.clientWidth),
-        height: 176,
-        pxAlign: 1,
+        height: 184,
+        padding: [16, 18, 0, 0],
         legend: { show: false },
         tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 }, sync: { key: "rollout" } },
