@@ -32,36 +32,22 @@ def draw_forecast(plan: RolloutPlan, policy: Policy, wanted: ApplicationSpec) ->
     yield _line(f"from {plan.stable}, under the policy {plan.policy}")
     if forecast.traffic is not None:
         yield _line(_traffic(forecast, wanted.unit))
-    yield Padding(_stages(forecast), _INDENT)
+    yield Padding(_stages(forecast), _INDENT, expand=False)
     yield _line(_length(forecast, policy))
     scales = {rule.metric: scale_of(rule, wanted.metrics) for rule in policy.rules}
-    yield Padding(_metrics(forecast, scales), _INDENT)
+    yield Padding(_metrics(forecast, scales), _INDENT, expand=False)
     if forecast.traffic is not None:
         shares = [format_share(stage.share) for stage in policy.stages[:-1]]
-        yield Padding(
-            _by_stage(
-                "interactions that it keeps the stage waiting, if the candidate equals stable",
-                forecast,
-                shares,
-                lambda metric: [_known(each, format_count) for each in metric.interactions],
-            ),
-            _INDENT,
-        )
-        yield Padding(
-            _by_stage(
-                "smallest loss that is rolled back before the stage is left, 4 times out of 5",
-                forecast,
-                shares,
-                lambda metric: [_known(each, scales[metric.metric].effect) for each in metric.detectable],
-            ),
-            _INDENT,
-        )
+        yield _line("interactions that a stage needs for it, when the candidate equals stable:")
+        yield _by_stage(forecast, shares, lambda metric: [_known(each, format_count) for each in metric.interactions])
+        yield _line("smallest loss that is rolled back before the stage is left, 4 times out of 5:")
+        yield _by_stage(forecast, shares, lambda metric: _losses(metric, scales[metric.metric]))
     for note in forecast.notes:
         yield _line(f"note: {note}", "yellow")
 
 
 def _line(text: str, style: str = "") -> RenderableType:
-    return Padding(Text(text, style=style), _INDENT)
+    return Padding(Text(text, style=style), _INDENT, expand=False)
 
 
 def _traffic(forecast: Forecast, unit: str) -> str:
@@ -88,7 +74,7 @@ def _stages(forecast: Forecast) -> Table:
     for column in ("stage", "share", "takes about", "waits for"):
         table.add_column(column, justify="right" if column == "share" else "left")
     for stage in forecast.stages:
-        waits_for = f"{stage.waits_for}, approval" if stage.approval else stage.waits_for
+        waits_for = ", ".join(filter(None, (stage.waits_for, "approval" if stage.approval else "")))
         table.add_row(stage.phase, format_share(stage.share), _known(stage.seconds, format_seconds), waits_for)
     return table
 
@@ -105,19 +91,26 @@ def _metrics(forecast: Forecast, scales: dict[str, Scale]) -> Table:
             scale.level(metric.level),
             scale.effect(metric.margin),
             scale.effect(metric.harm),
-            _known(metric.caught_seconds, format_seconds),
+            "not in time" if metric.caught_seconds == math.inf else _known(metric.caught_seconds, format_seconds),
         )
     return table
 
 
-def _by_stage(title: str, forecast: Forecast, shares: list[str], cells: Callable[[MetricForecast], list[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style="")
+def _by_stage(forecast: Forecast, shares: list[str], cells: Callable[[MetricForecast], list[str]]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric")
     for share in shares:
         table.add_column(share, justify="right")
     for metric in forecast.metrics:
         table.add_row(metric.metric, *cells(metric))
-    return table
+    return Padding(table, _INDENT, expand=False)
+
+
+def _losses(metric: MetricForecast, scale: Scale) -> list[str]:
+    if metric.level == 0 and metric.compared_to is not None:
+        compared_to = metric.compared_to  # a ratio to nothing says nothing: show the rate
+        return [_known(each, lambda ratio: scale.level(ratio * compared_to)) for each in metric.detectable]
+    return [_known(each, scale.effect) for each in metric.detectable]
 
 
 def _known(value: float | None, write: Callable[[float], str]) -> str:

@@ -20,7 +20,7 @@ from headway.domain.metric import find_metric
 from headway.domain.policy import MetricRule, Policy
 from headway.domain.recording import Terms
 from headway.domain.rollout import baseline_gaps
-from headway.rollouts.prospects import Array, Prospect, Rule, prospects_of
+from headway.rollouts.prospects import Array, Prospect, Prospects, compared_level
 from headway.storage.baselines import Traffic
 
 DETECTED = 0.8
@@ -59,15 +59,18 @@ class MetricForecast(msgspec.Struct, frozen=True):
         metric: Its name.
         role: Goal or guardrail.
         level: Stable's; None without data.
+        compared_to: What ratios are told of: the level, or half an event where there has been none.
         margin, harm: The policy's lines, signed as an estimate: -0.05, or 1.5.
         interactions: Of both arms, from the beginning of the stage until this metric lets it go on.
         detectable: The smallest loss, as an estimate, that is rolled back before the stage is left, 4 times out of 5.
-        caught_seconds: After how long a loss of twice the margin is rolled back.
+        caught_seconds: After how long a loss of twice the margin is rolled back; infinite: not before the rollout is
+            given up.
     """
 
     metric: str
     role: str
     level: float | None
+    compared_to: float | None
     margin: float
     harm: float
     interactions: tuple[float | None, ...]
@@ -125,7 +128,7 @@ def forecast(terms: Terms, traffic: Traffic | None) -> Forecast:
         for step, (stage, leg) in enumerate(zip(policy.stages, course.legs, strict=False))
     ]
     after = []
-    if policy.holdback is not None:
+    if policy.holdback is not None and len(ramp) == len(policy.stages) - 1:
         after.append(StageForecast("holdback", 1 - policy.holdback.share, policy.holdback.seconds, "dwell"))
     metrics = tuple(_metric_forecast(rule, course) for rule in policy.rules)
     return Forecast(
@@ -173,7 +176,7 @@ class _Course:
 
     terms: Terms
     traffic: Traffic
-    rules: dict[str, Rule | None]
+    rules: dict[str, Prospects | None]
     legs: list[_Leg]
     rolled_back: RolledBack | None = None
 
@@ -212,7 +215,7 @@ class _Course:
         total = 0.0 * prospect.growth(self.legs[0].share)
         for leg in self.legs:
             end = hours if leg.end is None else min(hours, leg.end)
-            if end > leg.start:
+            if end - leg.start >= prospect.least_hours(leg.share):
                 length = self.exposed(rule, end) - self.exposed(rule, leg.start)
                 total = total + length * prospect.growth(leg.share)
         return total
@@ -242,6 +245,9 @@ class _Remembered:
     def log_e(self, state: Array, deviations: float = 0.0) -> float:
         return self.prospect.log_e(state, deviations)
 
+    def least_hours(self, share: float) -> float:
+        return self.prospect.least_hours(share)
+
 
 def _expected_losses(policy: Policy) -> dict[str, float]:
     """A candidate that equals stable; where it has to be superior, it is better by the margin."""
@@ -254,7 +260,7 @@ def _margin_loss(rule: MetricRule) -> float:
 
 def _follow(terms: Terms, traffic: Traffic, losses: Mapping[str, float], *, until_harm: bool = False) -> _Course:
     policy = terms.policy
-    rules = {rule.metric: prospects_of(rule, terms, traffic) for rule in policy.rules}
+    rules = {rule.metric: Prospects.of(rule, terms, traffic) for rule in policy.rules}
     course = _Course(terms, traffic, rules, [])
     start = 0.0
     for step, stage in enumerate(policy.stages[:-1]):
@@ -291,11 +297,9 @@ def _ready(course: _Course, rule: MetricRule, following: float, loss: float) -> 
     if prospects is None:
         return None
     delay, beta = course.delay(rule), course.policy.beta
-    ready = start
-    if following > prospects.vacuous_share:
-        ways = prospects.safe(following, loss)
-        threshold = math.log(2 / beta) if rule.method == "event_ratio" and rule.floor > 0 else math.log(1 / beta)
-        ready = min(max(course.crossing(rule, test, threshold, delay) for test in way) for way in ways)
+    threshold = math.log((2 if prospects.has_floor else 1) / beta)
+    ways = prospects.safe(following, loss)
+    ready = min(max((course.crossing(rule, test, threshold, delay) for test in way), default=start) for way in ways)
     if rule.require == "superior" and following == 1.0:
         tests = prospects.superior(loss)
         ready = max(ready, *(course.crossing(rule, test, math.log(1 / beta), delay) for test in tests))
@@ -320,6 +324,7 @@ def _harm(course: _Course, losses: Mapping[str, float], ends: list[float | None]
         if math.isfinite(hours) and (first is None or hours * 3600 < first.seconds):
             first = RolledBack(hours * 3600, rule.metric)
     end = max((math.inf if end is None else end for end in ends), default=math.inf)
+    end = min(end, course.policy.max_duration_seconds / 3600)
     return first if first is not None and first.seconds <= end * 3600 else None
 
 
@@ -399,6 +404,7 @@ def _metric(
         metric=rule.metric,
         role=rule.role,
         level=None if known is None else known.level,
+        compared_to=None if known is None else compared_level(known),
         margin=sign * rule.margin,
         harm=sign * rule.harm,
         interactions=interactions,
@@ -444,7 +450,14 @@ def _losses(rule: MetricRule, terms: Terms) -> tuple[float, float]:
         level = terms.baseline.metrics[rule.metric].level
         room = level - metric.minimum if rule.direction == "higher" else metric.maximum - level
         return max(min(rule.harm, room / 2), 1e-9), max(room, 1e-9)
-    return max(max(rule.harm, 1 / rule.harm) - 1, 1e-3), _LARGEST_RATIO
+    known = terms.baseline.metrics[rule.metric]
+    largest = _LARGEST_RATIO
+    if rule.method == "event_ratio" and rule.direction == "lower":
+        largest = 1 / compared_level(known)
+    elif rule.method == "normal_mixture" and known.limit is not None:
+        largest = known.limit / known.level
+    low = max(rule.harm, 1 / rule.harm) - 1
+    return low, max(largest - 1, 2 * low)
 
 
 def _total(stages: list[StageForecast]) -> float | None:
