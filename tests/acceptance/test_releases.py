@@ -82,7 +82,7 @@ def test_growing_a_share_never_moves_a_conversation_back(stand: Stand) -> None:
     assert counts[0] <= 30, counts
     assert 10 <= counts[1] <= 50, counts
     assert counts[3] == 60
-    (rollout,) = stand.headway.run_json("rollouts", "list", "growing")
+    (rollout,) = stand.headway.run_json("rollout", "list", "growing")
     assert (rollout["state"], rollout["candidate"]) == ("promoted", BLUNT)
     stages = stand.headway.rows(
         "SELECT s.share, s.reason FROM rollout_stage s WHERE s.rollout_id = %s ORDER BY s.stage", rollout["number"]

@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 from headway.clock import utc
 from headway.domain.books import Rating, ResponseKey
 from headway.domain.feedback import Attribution, Feedback, LinkedInteraction, Report
-from headway.domain.policy import Policy
+from headway.domain.policy import MetricRule, Policy, StageRule
 from headway.domain.recording import Recording, Terms
 from headway.ids import Kind, uuid7
 from headway.storage.batches import Batch, BatchWriter
@@ -27,6 +27,7 @@ PERIOD = 600
 START_MS = 1_790_000_000_000
 PERIOD_START = START_MS // 1000 // PERIOD * PERIOD
 KEY = ResponseKey(1, PERIOD_START, 1)
+GOAL = MetricRule("error_rate", "goal", "event_ratio", "ratio", "lower", margin=3.0, harm=2.0, weight=1.0)
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ async def world(database: Database) -> World:
 async def set_terms(database: Database, unit: str) -> None:
     terms = msgspec.to_builtins(
         Terms(
-            policy=Policy(name="careful", stages=(), rules=(), settle_seconds=60.0),
+            policy=Policy(name="careful", stages=(StageRule(0.5), StageRule(1.0)), rules=(GOAL,), settle_seconds=60.0),
             unit="conversation",
             feedback={},
             recording=Recording(period_seconds=PERIOD),
