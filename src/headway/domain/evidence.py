@@ -374,24 +374,22 @@ def fold(
     return counts, {unit: states[unit].add(state) if unit in states else state for unit, state in added.items()}
 
 
-def merge(one: Counts, other: Counts) -> Counts:
-    """Add two counts: commutative, associative, exact."""
-    return Counts(
-        interactions=one.interactions + other.interactions,
-        units=one.units + other.units,
-        unsafe=one.unsafe + other.unsafe,
-        mirrored_cost=one.mirrored_cost + other.mirrored_cost,
-        buckets=_add(one.buckets, other.buckets),
-        events={
-            name: _merge_events(one.events.get(name), other.events.get(name))
-            for name in _names(one.events, other.events)
-        },
-        values={
-            name: _merge_values(one.values.get(name), other.values.get(name))
-            for name in _names(one.values, other.values)
-        },
-        providers=_union(one.providers, other.providers),
-    )
+def merge(*parts: Counts) -> Counts:
+    """Add counts: commutative, associative, exact."""
+    total = Counts()
+    for part in parts:
+        total.interactions += part.interactions
+        total.units += part.units
+        total.unsafe += part.unsafe
+        total.mirrored_cost += part.mirrored_cost
+        _add(total.buckets, part.buckets)
+        for name, events in part.events.items():
+            _add_events(total.events.setdefault(name, EventCounts()), events)
+        for name, values in part.values.items():
+            _add_values(total.values.setdefault(name, ValueCounts()), values)
+        if part.providers != total.providers:
+            total.providers = tuple(sorted({*total.providers, *part.providers}))
+    return total
 
 
 def _events(interactions: Sequence[Interaction]) -> list[int]:
@@ -488,41 +486,23 @@ def _tally(cells: Iterable[int]) -> dict[int, int]:
     return tally
 
 
-def _union(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
-    return one if one == other else tuple(sorted({*one, *other}))
-
-
-def _names(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
-    return sorted(one.keys() | other.keys())
-
-
-def _add(one: Mapping[int, int], other: Mapping[int, int]) -> dict[int, int]:
-    total = dict(one)
-    for key, count in other.items():
+def _add(total: dict[int, int], more: Mapping[int, int]) -> None:
+    for key, count in more.items():
         total[key] = total.get(key, 0) + count
-    return total
 
 
-def _merge_events(one: EventCounts | None, other: EventCounts | None) -> EventCounts:
-    one, other = one or EventCounts(), other or EventCounts()
-    return EventCounts(
-        one.count + other.count,
-        one.at_risk + other.at_risk,
-        one.first + other.first,
-        _add(one.buckets, other.buckets),
-    )
+def _add_events(total: EventCounts, more: EventCounts) -> None:
+    total.count += more.count
+    total.at_risk += more.at_risk
+    total.first += more.first
+    _add(total.buckets, more.buckets)
 
 
-def _merge_values(one: ValueCounts | None, other: ValueCounts | None) -> ValueCounts:
-    one, other = one or ValueCounts(), other or ValueCounts()
-    buckets = dict(one.buckets)
-    for cell, (count, total) in other.buckets.items():
-        known = buckets.get(cell)
-        buckets[cell] = (count, total) if known is None else (known[0] + count, known[1] + total)
-    return ValueCounts(
-        one.count + other.count,
-        one.total + other.total,
-        one.squares + other.squares,
-        buckets,
-        _add(one.histogram, other.histogram),
-    )
+def _add_values(total: ValueCounts, more: ValueCounts) -> None:
+    total.count += more.count
+    total.total += more.total
+    total.squares += more.squares
+    for cell, (count, sum_) in more.buckets.items():
+        known = total.buckets.get(cell)
+        total.buckets[cell] = (count, sum_) if known is None else (known[0] + count, known[1] + sum_)
+    _add(total.histogram, more.histogram)

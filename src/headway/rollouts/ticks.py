@@ -133,13 +133,19 @@ class _Tick:
         rollout, connection = self._rollout, self._connection
         strata = await list_strata(connection, rollout.number)
         counts = await evidence.claim(connection, rollout.number, self._number, limit=CLAIMED_ROWS)
-        assessment = await self._book(counts, strata)
+        books = await self._book(counts, strata)
+        # Figures that only people look at decide nothing, and take most of the time: not at every tick.
+        assessment = books.assess(self._status, strata, display=False)
         decision = decide(self._terms, self._status, assessment, self._now_ms)
-        if decision.outcome != "hold" or decision.status != self._status or self._has_news(decision):
+        is_news = decision.outcome != "hold" or decision.status != self._status or self._has_news(decision)
+        if is_news or self._is_time_for_a_figure():
+            assessment = books.assess(self._status, strata)
+            decision = decide(self._terms, self._status, assessment, self._now_ms)
+            await decisions.add_figure(
+                connection, rollout.number, decision.status, assessment, tick=self._number, now_ms=self._now_ms
+            )
+        if is_news:
             await self._change(decision, assessment)
-            await self._keep_figure(decision.status, assessment)
-        elif self._desk.figure_at is None or utc(self._now_ms) - self._desk.figure_at >= self._figure_pause:
-            await self._keep_figure(decision.status, assessment)
         if look and decision.status.state != "paused" and not is_over(decision.status):
             await self._look_for_heavy_unit(decision.status)
         await self._spend(counts)
@@ -147,7 +153,7 @@ class _Tick:
             await routing.publish(connection)
         return decision
 
-    async def _book(self, counts: Mapping[ExposureKey, Counts], strata: list[Stratum]) -> Assessment:
+    async def _book(self, counts: Mapping[ExposureKey, Counts], strata: list[Stratum]) -> Books:
         connection, number, now_ms = self._connection, self._rollout.number, self._now_ms
         body = self._desk.books
         books = Books.fresh(self._terms) if body is None else Books.decode(self._terms, body)
@@ -157,9 +163,12 @@ class _Tick:
             responses=await ratings.count_responses(connection, number, books.due(now_ms)),
         )
         block = books.collect(intake, strata, now_ms)
-        assessment = books.assess(self._status, strata)
         await evidence.book(connection, number, self._number, books=books.encode(), block=block, at_ms=now_ms)
-        return assessment
+        return books
+
+    def _is_time_for_a_figure(self) -> bool:
+        last = self._desk.figure_at
+        return last is None or utc(self._now_ms) - last >= self._figure_pause
 
     def _has_news(self, decision: Decision) -> bool:
         return _is_news(self._desk, decision, self._figure_pause, self._now_ms)
@@ -174,11 +183,6 @@ class _Tick:
         _tell(self._rollout, decision)
         self._rollout = changed.rollout
         self._routed = self._routed or changed.routed
-
-    async def _keep_figure(self, status: Status, assessment: Assessment) -> None:
-        await decisions.add_figure(
-            self._connection, self._rollout.number, status, assessment, tick=self._number, now_ms=self._now_ms
-        )
 
     async def _look_for_heavy_unit(self, status: Status) -> None:
         """Raise an alert when one unit makes up much of the traffic (statistics, booking rule 13); once per stage."""

@@ -84,12 +84,10 @@ async def claim(connection: Connection, rollout: int, tick: int, *, limit: int) 
     tick.
     """
     cursor = await connection.execute(_CLAIM, {"tick": tick, "rollout": rollout, "limit": limit})
-    found: dict[ExposureKey, Counts] = {}
+    found: dict[ExposureKey, list[Counts]] = {}
     for stage, period, arm, body in await cursor.fetchall():
-        key, counts = ExposureKey(rollout, stage, period, arm), _DECODER.decode(body)
-        known = found.get(key)
-        found[key] = counts if known is None else merge(known, counts)
-    return found
+        found.setdefault(ExposureKey(rollout, stage, period, arm), []).append(_DECODER.decode(body))
+    return {key: merge(*parts) for key, parts in found.items()}
 
 
 async def book(
