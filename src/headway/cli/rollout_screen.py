@@ -299,7 +299,8 @@ def _facts(reading: Reading, terms: Terms, status: Status) -> Iterator[Text]:
         yield Text(f"over after {format_seconds(length)}")
     elif status.state == "paused":
         since = (reading.now_ms - (status.paused_since_ms or reading.now_ms)) / 1000
-        yield Text(f"paused for {format_seconds(since)} ({status.paused_reason.replace('_', ' ')})", "yellow")
+        why = "by a person" if status.paused_reason == "command" else f"({status.paused_reason.replace('_', ' ')})"
+        yield Text(f"paused for {format_seconds(since)} {why}", "yellow")
     elif status.state == "holdback":
         length = 0.0 if policy.holdback is None else policy.holdback.seconds
         yield _fraction("holdback", waited, length, format_seconds)
