@@ -100,10 +100,18 @@ def unpack(body: bytes) -> FloatArray:
 
 @dataclass(frozen=True)
 class Prior:
-    """The variance of a bucket's ratio before the rollout: s0^2, where a bucket had so many observations."""
+    """What is known of a bucket's variance before the rollout.
+
+    Attributes:
+        variance: s0^2: that of its ratio in the stable arm.
+        observations: Where a bucket had so many observations.
+        power: How a variance grows with its mean: 1 for counts of events, 2 for values. The candidate's is taken to be
+            as it would be at the ratio that is tested: else a small sample of a skewed value passes too easily.
+    """
 
     variance: float
     observations: float
+    power: float = 2.0
 
 
 @dataclass
@@ -117,9 +125,13 @@ class MeanComparison:
     ratios: FloatArray
     """(strata, arms): sum of values over sum of observations."""
     variances: FloatArray
-    """(strata, arms)."""
+    """(strata, arms): what the buckets show."""
+    priors: FloatArray
+    """(strata, arms): what the prior adds, where the means are equal."""
     influences: FloatArray
     """(strata, arms, buckets): what each bucket adds to the ratio, less what it should."""
+    power: float
+    swapped: bool
     _weighed: dict[tuple[float, float, float, float], float] = field(default_factory=dict)
 
     @classmethod
@@ -135,11 +147,13 @@ class MeanComparison:
         sums = RatioStatistics(
             units, y.sum(axis=2), totals, (y * y).sum(axis=2), (m * m).sum(axis=2), (y * m).sum(axis=2)
         )
-        spread = None if prior is None else prior.variance * prior.observations * units / np.maximum(totals, 1.0)
-        estimate = ratio_variance(sums, spread)
-        ratios, variances = np.asarray(estimate.ratio), np.asarray(estimate.variance)
+        shown = ratio_variance(sums, None if prior is None else 0.0)
+        ratios, variances, priors = np.asarray(shown.ratio), np.asarray(shown.variance), np.zeros(totals.shape)
+        if prior is not None:
+            spread = prior.variance * prior.observations * units / np.maximum(totals, 1.0)
+            priors = np.asarray(ratio_variance(sums, spread).variance) - variances
         influences = (y - ratios[..., None] * m) / np.maximum(totals, 1.0)[..., None]
-        return cls(ratios, variances, influences)
+        return cls(ratios, variances, priors, influences, 0.0 if prior is None else prior.power, swapped)
 
     def weigh(self, sign: float, factor: float, rho: float, offset: float = 0.0) -> float:
         """Weigh that R_B > factor R_A + offset (sign 1), or that it is below (sign -1): log E of the normal mixture."""
@@ -153,7 +167,12 @@ class MeanComparison:
 
     def contrast(self, factor: float, offset: float = 0.0) -> Contrast:
         """Compare: R_B - factor R_A - offset, in information time, its variance that of the buckets over all strata."""
-        variance = self.variances[:, 1] + factor * factor * self.variances[:, 0]
+        # Candidate over stable, under the hypothesis that is tested.
+        ratio = (1 / factor if self.swapped else factor) if factor else 1.0
+        growth = ratio**self.power
+        scales = (growth, 1.0) if self.swapped else (1.0, growth)
+        variances = self.variances + self.priors * scales
+        variance = variances[:, 1] + factor * factor * variances[:, 0]
         difference = self.ratios[:, 1] - factor * self.ratios[:, 0] - offset
         return self._combine(variance, difference, self.influences[:, 1] - factor * self.influences[:, 0])
 
@@ -161,7 +180,7 @@ class MeanComparison:
         """Enclose log(R_B / R_A) at all times at once, for display."""
         if not (self.ratios > 0).all():
             return confidence_sequence(0.0, 0.0, rho, alpha)
-        variance = (self.variances / self.ratios**2).sum(axis=1)
+        variance = ((self.variances + self.priors) / self.ratios**2).sum(axis=1)
         logs = np.log(self.ratios)
         scaled = self.influences / self.ratios[..., None]
         found = self._combine(variance, logs[:, 1] - logs[:, 0], scaled[:, 1] - scaled[:, 0])

@@ -217,4 +217,5 @@ class Weighing:
         known = self.plan.known
         if known is None or known.unit_variance is None:
             return None
-        return Prior(known.unit_variance * self.small_unit**2, known.bucket_interactions or 1.0)
+        power = 2.0 if self.plan.rule.method == "normal_mixture" else 1.0
+        return Prior(known.unit_variance * self.small_unit**2, known.bucket_interactions or 1.0, power)

@@ -456,10 +456,10 @@ def test_a_relative_margin_is_inside_the_contrast_and_nothing_is_added() -> None
 def normal_information(stable: dict[int, tuple[int, int]], candidate: dict[int, tuple[int, int]], f: float) -> float:
     """The variance of R_B - f R_A with the prior of the tests' baseline, buckets of four interactions each."""
     variances = []
-    for arm in (stable, candidate):
+    for arm, prior in ((stable, 1e-6), (candidate, 1e-6 * f * f)):
         y = np.array([total for _, total in arm.values()], dtype=np.float64)
         spread = float(((y - y.mean()) ** 2).sum()) / 16
-        variances.append((spread + 30 * 1e-6 * 1e18 / 4) / (255 + 30) / 256)
+        variances.append((spread + 30 * prior * 1e18 / 4) / (255 + 30) / 256)
     return variances[1] + f * f * variances[0]
 
 

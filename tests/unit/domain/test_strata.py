@@ -26,7 +26,7 @@ def make_sums(seed: int, buckets: int = BUCKETS, worse: float = 1.0) -> BucketSu
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.1, 3.0])
-@pytest.mark.parametrize("prior", [None, Prior(0.8, 4.0)])
+@pytest.mark.parametrize("prior", [None, Prior(0.8, 4.0, 2.0), Prior(0.8, 4.0, 1.0), Prior(0.8, 4.0, 0.0)])
 def test_a_comparison_is_that_of_the_stratified_and_clustered_method(factor: float, prior: Prior | None) -> None:
     strata = [make_sums(1, worse=1.3), make_sums(2), make_sums(3, buckets=40)]
     found = MeanComparison.of(strata, 1, prior)
@@ -36,7 +36,7 @@ def test_a_comparison_is_that_of_the_stratified_and_clustered_method(factor: flo
         spread = None
         if prior is not None:
             sizes = [float(m.sum() / (m > 0).sum()) for _, m in pairs]
-            spread = (0.8 * 4.0 / sizes[0], 0.8 * 4.0 / sizes[1])
+            spread = (0.8 * 4.0 / sizes[0], 0.8 * 4.0 / sizes[1] * factor**prior.power)
         stable, candidate = (RatioStatistics.from_units(y, m) for y, m in pairs)
         contrasts.append(ratio_contrast(stable, candidate, factor, spread))
         arms.append([np.column_stack([y * scale, m]) for (y, m), scale in zip(pairs, (factor, 1.0), strict=True)])
@@ -61,6 +61,13 @@ def test_swapped_arms_turn_the_comparison_round() -> None:
     straight, swapped = MeanComparison.of([sums], 0, None), MeanComparison.of([sums], 0, None, swapped=True)
     assert swapped.contrast(1.0).information == pytest.approx(straight.contrast(1.0).information)
     assert swapped.contrast(1.0).weighted_sum == pytest.approx(-straight.contrast(1.0).weighted_sum)
+
+
+def test_the_prior_of_a_swapped_candidate_shrinks_with_the_ratio_that_is_tested() -> None:
+    sums, prior = make_sums(4), Prior(50.0, 4.0)
+    straight, swapped = MeanComparison.of([sums], 0, prior), MeanComparison.of([sums], 0, prior, swapped=True)
+    # R_A - 2 R_B < 0 is R_B - R_A / 2 > 0, at half the scale.
+    assert swapped.contrast(2.0).information == pytest.approx(straight.contrast(0.5).information / 4)
 
 
 def test_users_who_come_back_in_every_stage_are_not_new_information() -> None:
