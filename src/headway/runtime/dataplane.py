@@ -90,6 +90,10 @@ class DataPlaneService:
         tasks.run("statements", lambda: statements.replay_forever(keeper.replay))
         tasks.run("interactions", lambda: interactions.replay_forever(recorder.replay))
         tasks.run("links", lambda: links.replay_forever(conversations.replay))
+        return self._dataplane(gateway, recorder, database, keeper)
+
+    def _dataplane(self, gateway: Gateway, recorder: Recorder, database: Database, keeper: Keeper) -> DataPlane:
+        settings, clock = self._settings, self._clock
         routes = FeedbackRoutes(
             FeedbackIntake(database, keeper, clock),
             ReportIntake(keeper, clock),
