@@ -63,6 +63,8 @@ def test_a_ramp_climbs_step_by_step_to_holdback_and_promotion() -> None:
         ("promote", "holdback", "promoted", 1.0),
     ]
     assert (status.step, status.stage) == (3, 4)
+    last = decided(assess(safe=THRESHOLD), replace(RAMP, step=2, stage=3, share=0.5))
+    assert last.message == "shown to be safe: from 50% to 98%, the rest stays on the old release for 24 h"
     assert now_ms - NOW_MS == (3 * 30 + 24 * 60 + 10) * MINUTE_MS
 
 
@@ -122,6 +124,7 @@ def test_thresholds_are_reached_at_the_threshold() -> None:
     assert decided(assess(harm=math.nextafter(HARM, 0))).outcome == "hold"
     assert decided(assess(sample_ratio_log_e=SAMPLE_RATIO_ALARM)).outcome == "pause"
     assert decided(assess(sample_ratio_log_e=math.nextafter(SAMPLE_RATIO_ALARM, 0))).outcome == "hold"
+    assert decided(assess(safe=THRESHOLD, stage_units=(900, 50))).outcome == "advance"
     assert decided(assess(safe=THRESHOLD), now_ms=NOW_MS + 30 * MINUTE_MS).outcome == "advance"
     assert decided(assess(safe=THRESHOLD), now_ms=NOW_MS + 30 * MINUTE_MS - 1).reason == "dwell"
 
@@ -247,6 +250,8 @@ def test_the_kill_switch_acts_in_every_serving_state_and_is_labelled(
     assert decision.message.startswith(f"kill switch, the hard limit beside the guarantee: {what}, the limit is")
     assert decision.status.paused_since_ms is None
     fewer = {name: count - 2 for name, count in changes.items()}
+    fewest = {name: count - (name == "first_failures") for name, count in changes.items()}
+    assert decided(assess(**fewest), status, kill_switch=switch).reason == "kill_switch"  # at the limit itself
     assert decided(assess(**fewer), status, kill_switch=switch).reason != "kill_switch"
     assert decided(assess(**changes), status).reason != "kill_switch"  # off unless asked for
 
@@ -278,7 +283,9 @@ def test_an_inconclusive_rollout_may_keep_its_share_until_a_person_decides() -> 
         assert (held.outcome, held.reason, held.status) == ("hold", "max_duration", KEPT)
         assert held.message == "inconclusive at 1%, kept until a person decides. Possible: promote, rollback"
     # With nothing on the candidate there is nothing to keep.
-    assert is_over(decided(assess(), SHADOW, NOW_MS + 2 * DAY_MS, **keep).status)
+    nothing = decided(assess(), SHADOW, NOW_MS + 2 * DAY_MS, **keep)
+    assert is_over(nothing.status)
+    assert nothing.message.endswith("all traffic is back on stable")
 
 
 def test_a_change_at_the_provider_opens_a_stratum() -> None:
@@ -330,6 +337,7 @@ def test_the_baseline_says_what_it_lacks() -> None:
     decision = decide(lacking, BASELINE, Assessment(), LATE_MS)
     assert (decision.outcome, decision.reason, decision.status) == ("hold", "baseline", BASELINE)
     assert "thumbs_up has 120 of 200 ratings, error_rate has 600 of 1,000 interactions" in decision.message
+    assert decision.metric is None
     declared = {"thumbs_up": MetricBaseline(0, 0.7), "error_rate": MetricBaseline(0, 0.01)}
     assert baseline_gaps(replace(terms(), baseline=Baseline(0, declared))) == ()
 
@@ -349,6 +357,10 @@ def test_a_metric_that_stable_never_shows_is_told_within_a_dwell() -> None:
     decision = decide(unseen, BASELINE, Assessment(), LATE_MS)
     assert (decision.reason, decision.metric) == ("no_data", "thumbs_up")
     assert "POST /v1/feedback" in decision.message
+    for interactions, reason in ((1000, "no_data"), (999, "baseline")):
+        known = {"error_rate": MetricBaseline(1000, 0.01)}
+        early = decide(replace(terms(), baseline=Baseline(interactions, known)), BASELINE, Assessment(), LATE_MS)
+        assert (early.reason, early.metric) == (reason, "thumbs_up")
 
 
 @pytest.mark.parametrize(
