@@ -29,7 +29,7 @@ CLAIMED_ROWS = 2_000
 """Evidence rows that a tick claims at most; after a long absence, the next ticks take the rest."""
 
 _LOOK_SECONDS = 60.0
-_LOOK_ROWS = 10_000
+_LOOK_ROWS = 4_000
 _LOOK_BACK = timedelta(minutes=10)
 _HEAVY_SHARE = 0.05
 _HEAVY_FROM = 400  # interactions; a twentieth of fewer is soon reached by a lively conversation

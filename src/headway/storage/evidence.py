@@ -18,16 +18,17 @@ _CLAIM = """
     UPDATE evidence SET tick = %(tick)s WHERE id IN (
         SELECT id FROM evidence WHERE rollout = %(rollout)s AND tick IS NULL ORDER BY id LIMIT %(limit)s
     ) RETURNING stage, extract(epoch FROM period)::bigint, arm, counts::text"""
-# Two branches, so that each walks its own index backwards and no more rows are read than are wanted.
+# Each branch walks its part of an index backwards, and reads no more rows than are wanted.
 _HEAVIEST = """
     SELECT count(*), sum(count(*)) OVER () FROM (
-        SELECT unit, rollout FROM (
-            SELECT at, unit, rollout FROM interaction
-            WHERE application = %(application)s AND release = %(stable)s AND at > %(since)s AND at <= %(now)s
-            UNION ALL
-            SELECT at, unit, rollout FROM interaction
-            WHERE application = %(application)s AND release = %(candidate)s AND at > %(since)s AND at <= %(now)s
-        ) AS recent ORDER BY at DESC LIMIT %(limit)s
+        (SELECT at, unit, rollout FROM interaction
+         WHERE application = %(application)s AND release = %(stable)s AND at > %(since)s AND at <= %(now)s
+         ORDER BY at DESC LIMIT %(limit)s)
+        UNION ALL
+        (SELECT at, unit, rollout FROM interaction
+         WHERE application = %(application)s AND release = %(candidate)s AND at > %(since)s AND at <= %(now)s
+         ORDER BY at DESC LIMIT %(limit)s)
+        ORDER BY at DESC LIMIT %(limit)s
     ) AS latest WHERE rollout = %(rollout)s
     GROUP BY unit ORDER BY 1 DESC LIMIT 1"""
 _DECODER = msgspec.json.Decoder(Counts)

@@ -510,8 +510,10 @@ def metrics(controller: Controller) -> str:
 # --- leading ---
 
 
-async def test_one_leads_and_another_takes_over(trial: Trial) -> None:
-    controllers = [Controller(trial.database, SystemClock(), 0.05) for _ in range(2)]
+async def test_one_leads_and_another_takes_over(database: Database) -> None:
+    clock = SystemClock()
+    trial = await begin_trial(database, ManualClock(clock.unix_ms()))
+    controllers = [Controller(database, clock, 0.05) for _ in range(2)]
     tasks = {controller: asyncio.create_task(controller.run()) for controller in controllers}
     try:
         first = await leader(controllers)
