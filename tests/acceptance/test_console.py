@@ -120,7 +120,7 @@ async def begin(database: Database, headway: Headway, **more: object) -> tuple[S
     story = await start_story(
         database, clock, name, "concise", ago_seconds=5_000, policy=make_policy(shadow=None, min_units=10), **more
     )
-    for _ in range(30):
+    for _ in range(12):
         await story.tick()
     newest = headway.snapshot().number
     wait_for("the snapshot in the control plane", lambda: control_snapshot(headway) >= newest)
@@ -260,6 +260,19 @@ async def test_a_page_that_nobody_looks_at_asks_for_nothing(headway: Headway, da
         async with page.expect_response(re.compile("/rollouts/")):
             await page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
         assert asked == 3
+
+
+async def test_the_applications_keep_up_too(headway: Headway, database: Database) -> None:
+    story, _, viewer = await begin(database, headway)
+    rollout = await story.rollout()
+    async with browsing(headway) as visit:
+        await visit.page.clock.install()
+        await visit.sign_in(viewer)
+        card = visit.page.locator("section", has_text=rollout.application)
+        await expect(card.locator(".arm.candidate")).to_have_text("1% concise")
+        await story.run_until(2)
+        await visit.page.clock.run_for(10_000)
+        await expect(card.locator(".arm.candidate")).to_have_text("5% concise")
 
 
 async def test_a_console_that_does_not_answer_says_so(headway: Headway, database: Database) -> None:

@@ -164,7 +164,7 @@ def describe_rollout(
         tone=_tone(status, outlook),
         headline=_headline(rollout, f"{terms.unit}s", status, terms.policy, now_ms),
         reason=_reason(status, outlook, decisions),
-        steps=tuple(_steps(terms.policy, status, outlook)),
+        steps=tuple(_steps(terms.policy, status, outlook, now_ms)),
         metrics=tuple(_metrics(terms, assessment)),
         watched=() if latest is None else tuple(_watched(rollout, terms, assessment)),
         commands=tuple(sorted(possible, key=lambda each: ("main", "plain", "grave").index(each.kind))),
@@ -258,16 +258,18 @@ def _list(parts: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
-def _steps(policy: Policy, status: Status, outlook: Outlook) -> list[StepView]:
+def _steps(policy: Policy, status: Status, outlook: Outlook, now_ms: int) -> list[StepView]:
+    here = format_seconds((now_ms - status.since_ms) / 1000)
     steps = []
     if policy.shadow is not None:
-        steps.append(StepView("shadow", _progress(-1, status)))
+        progress = _progress(-1, status)
+        steps.append(StepView("shadow", progress, here if progress == "current" else ""))
     for place, stage in enumerate(policy.stages):
         progress = _progress(place, status)
         approved = status.approved_step >= place or progress != "ahead"
         note = ("approved" if approved else "needs approval") if stage.approve else ""
-        if place == len(policy.stages) - 1 and progress == "current":
-            note = "holdback"
+        if progress == "current":
+            note = f"holdback, {here}" if place == len(policy.stages) - 1 else here
         reached = round(outlook.progress * 100, 1) if place == status.step + 1 and progress == "ahead" else 0.0
         steps.append(StepView(format_share(stage.share), progress, note, stage.approve and not approved, reached))
     return steps
@@ -298,7 +300,7 @@ def _strip(text: MetricText) -> Strip:
         return Strip(None, None, None, harm)
     beyond = "worse" if estimate < _WORST else "better" if estimate > _BEST else ""
     worst, best = text.worst_place, text.best_place
-    if worst is None or best is None or (math.isinf(worst) and math.isinf(best)):
+    if worst is None or best is None or worst > _BEST or best < _WORST or (math.isinf(worst) and math.isinf(best)):
         return Strip(None, None, _place(estimate), harm, beyond=beyond)
     return Strip(_place(worst), _place(best), _place(estimate), harm, worst < _WORST, best > _BEST, beyond)
 

@@ -161,7 +161,7 @@ async def test_a_rollout_as_it_goes(console: Console) -> None:
     text = words(page)
     assert "5% of conversations get concise." in text
     assert "Before 25%: 27 min of dwell" in text
-    assert re.search(r"shadow 1% 5% now 25% 50% 100% needs approval", text)
+    assert re.search(r"shadow 1% 5% now · 2 min 30 s 25% 50% 100% needs approval", text)
     assert "advanced 1% → 5%" in text
     assert "Thumbs up goal" in text
     assert text.count("of 133") == 5
