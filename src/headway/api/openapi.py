@@ -14,6 +14,7 @@ from headway import __version__
 from headway.api.messages import Answer, Request
 from headway.api.problems import PROBLEM_CONTENT_TYPE
 from headway.api.resources import FeedbackAnswer, Health, Page, Problem, Report, ReportAnswer, ReportDetail
+from headway.api.structures import read_docstring
 from headway.domain.feedback import CHOICES, LINKED_INTERACTIONS, ReportStatus
 from headway.feedback.intake import FeedbackPost
 from headway.feedback.reporting import CommentPost, ReportPatch, ReportPost
@@ -92,11 +93,9 @@ async def serve_dataplane_document(_: Request) -> Answer:
 
 def _describe(schema: Json) -> None:
     """Put what the docstring says of each attribute where readers of the document look for it."""
-    summary, _, attributes = schema.get("description", "").partition("Attributes:")
-    schema["description"] = summary.strip()
-    for line in attributes.splitlines():
-        name, found, text = line.strip().partition(": ")
-        if found and name in schema["properties"]:
+    schema["description"], attributes = read_docstring(schema.get("description", ""))
+    for name, text in attributes.items():
+        if name in schema["properties"]:
             schema["properties"][name]["description"] = text
 
 

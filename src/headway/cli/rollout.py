@@ -79,7 +79,7 @@ def show(rollout: RolloutArgument, json: JsonOption = False) -> None:
                 "rollout": reading.rollout,
                 "stages": reading.stages,
                 "decisions": reading.decisions,
-                "figure": reading.figure,
+                "figures": reading.figure,
             }
         )
         return

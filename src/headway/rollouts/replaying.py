@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ async def replay(connection: Connection, number: int) -> Replay:
             passed_over += 1
             continue
         checked += 1
-        mismatches += past.compare(decision)
+        # In a thread: a long rollout's past takes seconds, and the controller may share this loop.
+        mismatches += await asyncio.to_thread(past.compare, decision)
     return Replay(checked, passed_over, tuple(mismatches))
 
 

@@ -71,7 +71,7 @@ def test_a_rollout_is_shown_whole(number: int) -> None:
     by_number, by_name = listed("show", str(number)), listed("show", "support")
     assert by_number == by_name
     assert by_number["rollout"]["status"]["state"] == "ramp"
-    assert by_number["figure"]["assessment"]["metrics"][0]["metric"] == "error_rate"
+    assert by_number["figures"]["assessment"]["metrics"][0]["metric"] == "error_rate"
     assert by_number["stages"][0]["share"] == 0.2
     assert by_number["decisions"]
     text = headway("show", "support").stdout
