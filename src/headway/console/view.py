@@ -251,11 +251,7 @@ def _reason(status: Status, outlook: Outlook, decisions: Sequence[RolloutDecisio
     told = len(outlook.missing) == 1 and outlook.missing[0].endswith(" of dwell")
     about = f": about {format_seconds(outlook.seconds)}" if outlook.seconds and not told else ""
     about = about if status.state == "ramp" else ""
-    return f"before {following}: {_list(outlook.missing)}{about}"
-
-
-def _list(parts: Sequence[str]) -> str:
-    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
+    return f"before {following}: {'; '.join(outlook.missing)}{about}"
 
 
 def _steps(policy: Policy, status: Status, outlook: Outlook, now_ms: int) -> list[StepView]:

@@ -152,7 +152,7 @@ async def test_a_rollout_as_it_goes(console: Console) -> None:
     browser = await console.signed_in("viewer")
     page = words(await browser.get("/rollouts/1"))
     assert "plain answers everything; 10% of requests go to concise too, its answers are dropped." in page
-    assert "Before 1%: 30 min of dwell and 0 of 50 mirrored answers." in page
+    assert "Before 1%: 30 min of dwell; 0 of 50 mirrored answers." in page
     assert "No figures yet." in page
     assert "None yet." in page
     await story.run_until(2, 5)
