@@ -299,11 +299,21 @@ def _ready(course: _Course, rule: MetricRule, following: float, loss: float) -> 
     delay, beta = course.delay(rule), course.policy.beta
     threshold = math.log((2 if prospects.has_floor else 1) / beta)
     ways = prospects.safe(following, loss)
+    start = max(start, _first_data(course, prospects))
     ready = min(max((course.crossing(rule, test, threshold, delay) for test in way), default=start) for way in ways)
     if rule.require == "superior" and following == 1.0:
         tests = prospects.superior(loss)
         ready = max(ready, *(course.crossing(rule, test, math.log(1 / beta), delay) for test in tests))
     return ready
+
+
+def _first_data(course: _Course, prospects: Prospects) -> float:
+    """Find when a metric has data at all, without which nothing passes."""
+    for leg in course.legs:
+        needed = prospects.harm(0.0).least_hours(leg.share)
+        if leg.end is None or leg.end - leg.start >= needed:
+            return leg.start + needed
+    return course.legs[-1].start
 
 
 def _enough_units(course: _Course, leg: _Leg) -> float:
