@@ -18,6 +18,7 @@ from headway.cli import (
     rollout,
     run,
     share,
+    simulate,
     terminal,
 )
 
@@ -53,7 +54,7 @@ _COMMANDS = {
         configuration.diff,
         configuration.history,
     ),
-    "Traffic": (share.share,),
+    "Traffic": (share.share, simulate.simulate),
     "Serving": (run.run, demo.demo, openapi.openapi),
 }
 
