@@ -145,7 +145,7 @@ def _hold_contest(site: Site, key: str, screen: Screen, clock: SystemClock) -> N
     def begin() -> None:
         site.write_configuration(SECOND_RELEASE, 2)
         screen.say(f"{_near(site.config)}: tutor, shop and travel get their second release")
-        _command(site, screen, "apply", "--yes", shown=("is rolled out", "max_duration", "has begun"))
+        _command(site, screen, "apply", "--yes", "--accept", shown=("is rolled out", "max_duration", "has begun"))
 
     outcomes = run_async(hold_contest(site, key, screen, clock, begin))
     screen.console.print()
