@@ -10,10 +10,16 @@ from pathlib import Path
 import click
 import pytest
 import typer.main
+from prometheus_client import CollectorRegistry, generate_latest
 
 from headway.api.metrics import render_metrics
 from headway.cli import app
+from headway.clock import ManualClock
 from headway.config.settings import Settings
+from headway.providers.webhooks import WebhookClient
+from headway.rollouts.controller import Controller
+from headway.rollouts.webhooks import Courier
+from headway.storage.database import Database
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -104,7 +110,11 @@ def test_settings_exist(page: Path) -> None:
 
 
 def test_metrics_exist(tmp_path: Path) -> None:
-    shown = render_metrics(Settings(home=tmp_path)).decode()
+    database, clock = Database("host=127.0.0.1"), ManualClock()
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Controller(database, clock, tick_seconds=5.0))
+    registry.register(Courier(database, clock, WebhookClient()))
+    shown = (render_metrics(Settings(home=tmp_path)) + generate_latest(registry)).decode()
     known = set(re.findall(r"^# HELP (\w+)", shown, re.MULTILINE))
     named = {
         name for page in PAGES for name in INLINE.findall(page.read_text()) if re.fullmatch(r"headway_[a-z_]+", name)
