@@ -118,7 +118,7 @@ class _State(msgspec.Struct, array_like=True):
     traffic: list[tuple[int, int, Traffic]]
     providers: list[tuple[int, str]]
     changed_stage: int
-    first: tuple[int, int]
+    first: list[tuple[int, int]]
 
 
 class Books:
@@ -141,7 +141,7 @@ class Books:
         self._traffic: dict[tuple[int, int], Traffic] = {}
         self._providers: dict[int, set[str]] = {0: set(), 1: set()}
         self._changed_stage = -1
-        self._first = (0, 0)
+        self._first = [(0, 0), (0, 0)]  # of the rollout, and of its shadow stage
 
     @classmethod
     def fresh(cls, terms: Terms) -> Books:
@@ -265,7 +265,7 @@ class Books:
             stage_interactions=(stage[0].interactions, stage[1].interactions),
             interactions=(per_arm[0], per_arm[1]),
             safety_events=unsafe,
-            first_failures=0 if phase == "shadow" else self._first[1],
+            first_failures=self._first[phase == "shadow"][1],
             provider_changed=self._changed_stage == status.stage,
         )
 
@@ -360,18 +360,18 @@ class Books:
         self._strata.post(closed.sums, closed.histograms)
         for stage, arm, traffic in closed.traffic:
             self._traffic.setdefault((stage, arm), Traffic()).add(traffic)
-            if arm == 1 and phases[stage] != "shadow":
-                self._count_first(traffic)
+            if arm == 1:
+                self._count_first(traffic, shadow=phases[stage] == "shadow")
         for stage, arm, provider in closed.providers:
             self._note_provider(stage, arm, provider)
 
-    def _count_first(self, traffic: Traffic) -> None:
+    def _count_first(self, traffic: Traffic, *, shadow: bool) -> None:
         """Count failures among the candidate's first interactions; of a tick that goes beyond them, a part."""
-        seen, failed = self._first
+        seen, failed = self._first[shadow]
         left = self._terms.policy.kill_switch.of_first - seen
         if left > 0 and traffic.interactions:
             taken = min(left, traffic.interactions)
-            self._first = (seen + taken, failed + traffic.failures * taken // traffic.interactions)
+            self._first[shadow] = (seen + taken, failed + traffic.failures * taken // traffic.interactions)
 
     def _note_provider(self, stage: int, arm: int, provider: str) -> None:
         """Note who answers; another name of the same deployment than ever before is a change (booking rule 13)."""

@@ -362,14 +362,15 @@ def test_rule_12_each_phase_has_processes_of_its_own() -> None:
 def test_rule_12_the_shadow_stage_counts_no_units_and_apart() -> None:
     strata = (Stratum(0, "shadow", 0.0), Stratum(1, "ramp", 0.5))
     books = Books.fresh(make_terms(ERRORS))
-    shadow = make_counts(60, units=0, unsafe=7)
+    shadow = make_counts(10, {"error_rate": 6}, units=0, unsafe=7)
     feed(books, both_arms(make_counts(600, units=0), shadow, stage=0), strata=strata)
     before = assess(books, Status("shadow", -1, 0, 0.0, 0, 0), strata)
-    assert (before.stage_interactions, before.interactions, before.safety_events) == ((600, 60), (600, 60), 7)
+    assert (before.stage_interactions, before.interactions) == ((600, 10), (600, 10))
+    assert (before.safety_events, before.first_failures) == (7, 6)
     assert before.sample_ratio_log_e == 0.0
     feed(books, both_arms(make_counts(9), make_counts(8)), strata=strata)
     after = assess(books, STATUS, strata)
-    assert (after.interactions, after.safety_events) == ((9, 8), 0)
+    assert (after.interactions, after.safety_events, after.first_failures) == ((9, 8), 0, 0)
 
 
 def test_rule_13_another_model_under_the_same_name_is_a_change_in_that_stage() -> None:
@@ -540,6 +541,11 @@ def run(books: Books, ticks: list[Intake], *, recode: bool = False) -> tuple[Boo
     return books, bodies
 
 
+def survives_json(assessment: Assessment) -> bool:
+    """JSON knows no infinity: it would come back as no data."""
+    return msgspec.json.decode(msgspec.json.encode(assessment), type=Assessment) == assessment
+
+
 @settings(max_examples=25)
 @given(claims())
 def test_replay_of_the_closed_blocks_gives_the_same_figures_to_the_last_bit(ticks: list[Intake]) -> None:
@@ -547,6 +553,7 @@ def test_replay_of_the_closed_blocks_gives_the_same_figures_to_the_last_bit(tick
     again = Books.replay(everything(), bodies, TWO_STAGES)
     for status in (STATUS, SECOND):
         assert again.assess(status, TWO_STAGES) == books.assess(status, TWO_STAGES)
+        assert survives_json(books.assess(status, TWO_STAGES))
 
 
 @settings(max_examples=25)

@@ -187,7 +187,7 @@ def test_a_known_unit_is_neither_new_nor_at_risk_again() -> None:
     assert states == {(1, one.unit): known}
 
 
-def test_a_request_that_is_its_own_unit_needs_no_state() -> None:
+def test_rule_2_a_request_that_is_its_own_unit_needs_no_state() -> None:
     batch = [make_interaction(unit=str(n), own_unit=True, release_error=True) for n in range(3)]
     counts, changed = fold(batch, {})
     assert (counts[key()].units, changed) == (3, {})

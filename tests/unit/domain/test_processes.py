@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from headway.domain.policy import MetricRule
 from headway.domain.processes import CATEGORIES, HARM, SUPERIOR, Bank, RulePlan, plan_rule, rating_counts
+from headway.domain.recording import MetricBaseline
 from headway.domain.rollout import Phase
 from headway.stats import betting_log_e, event_ratio_log_e, two_sample_log_e
 from headway.stats.events import PROMOTE_EXPONENTS, SLOW_CALL_PROMOTE_RATIOS
@@ -141,6 +143,17 @@ def test_a_price_is_linear_in_the_counts_of_a_block_at_its_share() -> None:
         for bank in plan(rule).banks.values():
             once, thrice = bank.price(np.array([ROWS[0], [3 * each for each in ROWS[0]]], dtype=np.float64))
             assert thrice == pytest.approx(3 * once)
+
+
+@pytest.mark.parametrize(("metric", "level"), [("thumbs_up", 0.0), ("thumbs_up", 1.0), ("stars", 1.0), ("stars", 5.0)])
+def test_a_baseline_at_the_end_of_its_range_breaks_nothing(metric: str, level: float) -> None:
+    rule = make_rule(metric, 0.05, require="superior")
+    terms = make_terms(rule)
+    known = replace(terms.baseline, metrics={metric: MetricBaseline(1_000, level)})
+    found = plan_rule(replace(terms, baseline=known), rule, "ramp")
+    width = 2 if metric == "thumbs_up" else 1 + CATEGORIES
+    for bank in found.banks.values():
+        assert np.isfinite(bank.price(np.array([[9, 9, *[0] * (width - 2)] * 2], dtype=np.float64))).all()
 
 
 def test_the_baseline_is_what_bets_are_made_on() -> None:
