@@ -244,7 +244,7 @@ def _to_go(figures: MetricFigures, weighing: Weighing, stage: int) -> float | No
 def _blocks_to_go(weighing: Weighing, test: str, threshold: float, stage: int) -> float:
     """Price what a stage has shown so far once more: evidence grows by as much per interaction, bet by bet."""
     books = weighing.books
-    stream, bank = next((name, bank) for name, bank in weighing.plan.banks.items() if test in bank.tests)
+    stream, bank = weighing.plan.bank(test)
     row, wealth = books.totals.get(stream, {}).get(stage), books.wealth.get((books.phase, stream))
     interactions = books.interactions(stage)
     if row is None or wealth is None or not interactions:

@@ -6,8 +6,8 @@ test is the mean over some of them. A block is priced for all of them at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,6 @@ CATEGORIES = 41
 _WIDEST_DELTA = 0.1
 
 FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,19 @@ class RulePlan:
     harm: float
     margin: float
     swapped: bool
-    vacuous: frozenset[str]
-    banks: dict[str, Bank]
+    vacuous: frozenset[str] = frozenset()
+    banks: dict[str, Bank] = field(default_factory=dict)
 
-    def stream(self, test: str) -> str | None:
-        """Name the stream that a test reads; None where it reads sums."""
-        return next((name for name, bank in self.banks.items() if test in bank.tests), None)
+    def bank(self, test: str) -> tuple[str, Bank]:
+        """Find the stream that a test reads, and its bets.
+
+        Raises:
+            KeyError: It reads sums, or there is no such test.
+        """
+        for stream, bank in self.banks.items():
+            if test in bank.tests:
+                return stream, bank
+        raise KeyError(test)
 
     @property
     def level(self) -> float:
@@ -94,17 +100,13 @@ def plan_rule(terms: Terms, rule: MetricRule, phase: Phase) -> RulePlan:
     harm, margin = (1 / rule.harm, 1 / rule.margin) if swapped else (rule.harm, rule.margin)
     shares = [stage.share for stage in terms.policy.stages[1:]] if phase == "ramp" else []
     superior = phase == "ramp" and rule.require == SUPERIOR
-    plan = RulePlan(rule, metric, terms.baseline.metrics.get(rule.metric), harm, margin, swapped, frozenset(), {})
+    plan = RulePlan(rule, metric, terms.baseline.metrics.get(rule.metric), harm, margin, swapped)
     tolerances = {repr(share): _tolerance(rule, margin, share) for share in shares}
     if rule.method == "event_ratio":
-        banks, vacuous = {metric.name: _ratio_bank(plan, tolerances, superior=superior)}, frozenset[str]()
-    elif rule.method == "slow_calls":
-        banks, vacuous = _slow_call_banks(rule.metric, shares, superior=superior), frozenset[str]()
-    elif rule.method == "normal_mixture":
-        banks, vacuous = {}, frozenset[str]()
-    else:
-        banks, vacuous = _rating_banks(plan, tolerances, superior=superior)
-    return RulePlan(rule, metric, plan.known, harm, margin, swapped, vacuous, banks)
+        return replace(plan, banks={metric.name: _ratio_bank(plan, tolerances, superior=superior)})
+    if rule.method == "slow_calls":
+        return replace(plan, banks=_slow_call_banks(rule.metric, tolerances, superior=superior))
+    return plan if rule.method == "normal_mixture" else _plan_ratings(plan, tolerances, superior=superior)
 
 
 def _tolerance(rule: MetricRule, margin: float, share: float) -> float:
@@ -123,13 +125,12 @@ def _ratio_bank(plan: RulePlan, tolerances: dict[str, float], *, superior: bool)
     return _ratio_bets(tests, swapped=plan.swapped)
 
 
-def _slow_call_banks(metric: str, shares: Sequence[float], *, superior: bool) -> dict[str, Bank]:
+def _slow_call_banks(metric: str, tests: Iterable[str], *, superior: bool) -> dict[str, Bank]:
     """Slow calls have their thresholds in the streams: each its own, and the ratio tested is 1."""
     slow = np.asarray(SLOW_CALL_PROMOTE_RATIOS)
     banks = {slow_test_name(metric, HARM): _ratio_bets({HARM: (1.0, np.asarray(HARM_RATIOS))})}
-    banks |= {slow_test_name(metric, repr(share)): _ratio_bets({repr(share): (1.0, slow)}) for share in shares}
-    if superior:
-        banks[slow_test_name(metric, SUPERIOR)] = _ratio_bets({SUPERIOR: (1.0, slow)})
+    for test in (*tests, *((SUPERIOR,) if superior else ())):
+        banks[slow_test_name(metric, test)] = _ratio_bets({test: (1.0, slow)})
     return banks
 
 
@@ -159,9 +160,7 @@ def safe_stream(metric: str) -> str:
     return f"{metric}:safe"
 
 
-def _rating_banks(
-    plan: RulePlan, tolerances: dict[str, float], *, superior: bool
-) -> tuple[dict[str, Bank], frozenset[str]]:
+def _plan_ratings(plan: RulePlan, tolerances: dict[str, float], *, superior: bool) -> RulePlan:
     higher, metric, binary = plan.rule.direction == "higher", plan.metric, plan.rule.method == "two_sample"
     if binary:
         widest = plan.level if higher else 1 - plan.level
@@ -175,7 +174,7 @@ def _rating_banks(
     banks = {harm_stream(metric.name): make(plan, {HARM: plan.harm}, harm=True)}
     if safe:
         banks[safe_stream(metric.name)] = make(plan, safe, harm=False)
-    return banks, vacuous
+    return replace(plan, vacuous=vacuous, banks=banks)
 
 
 def _two_sample_bank(plan: RulePlan, lines: dict[str, float], *, harm: bool) -> Bank:

@@ -129,10 +129,9 @@ class Weighing:
     def stream(self) -> str:
         """The stream that harm is read from: it has all observations."""
         plan = self.plan
-        return next(
-            (name for name, bank in plan.banks.items() if HARM in bank.tests),
-            harm_stream(plan.metric.name) if plan.metric.per == "rater" else plan.metric.name,
-        )
+        if plan.rule.method != "normal_mixture":
+            return plan.bank(HARM)[0]
+        return harm_stream(plan.metric.name) if plan.metric.per == "rater" else plan.metric.name
 
     def harm(self) -> float:
         """Weigh that the candidate is beyond the harm line: log E."""
@@ -188,11 +187,9 @@ class Weighing:
         return 2 * (plan.margin - 1) * level * self.small_unit
 
     def _blocks(self, test: str) -> float:
-        for stream, bank in self.plan.banks.items():
-            if test in bank.tests:
-                wealth = self.books.wealth.get((self.books.phase, stream))
-                return 0.0 if wealth is None else bank.log_e(wealth, test)
-        raise KeyError(test)
+        stream, bank = self.plan.bank(test)
+        wealth = self.books.wealth.get((self.books.phase, stream))
+        return 0.0 if wealth is None else bank.log_e(wealth, test)
 
     def _first_and_all(self, test: str, tolerance: float) -> float:
         log_e = self._blocks(test)
