@@ -98,16 +98,18 @@ async def hold_contest(
 async def _users(site: Site, key: str) -> AsyncIterator[Counter[str]]:
     """Let the users come while the block runs; counts answers by application."""
     answers: Counter[str] = Counter()
-    async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(
-                run_traffic(site.base_url, key, story.traffic(seed), observe=_counter(answers, story.application))
-            )
+    crowds = asyncio.gather(
+        *(
+            run_traffic(site.base_url, key, story.traffic(seed), observe=_counter(answers, story.application))
             for seed, story in enumerate(STORIES)
-        ]
+        )
+    )
+    try:
         yield answers
-        for task in tasks:
-            task.cancel()
+    finally:  # not a task group: what goes wrong meanwhile is to be told as it is, not as a group
+        crowds.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await crowds
 
 
 def _counter(answers: Counter[str], application: str) -> Callable[[Answer], None]:
