@@ -271,8 +271,7 @@ class Prospects:
         return tests
 
     def _bets(self, test: str, loss: float) -> Bets:
-        stream = self.plan.stream(test)
-        assert stream is not None, test
+        _, bank = self.plan.bank(test)
         if self.plan.rule.method == "betting":
             outcomes, stable, candidate = self._stars(loss)
         else:
@@ -281,7 +280,7 @@ class Prospects:
                 rates = [self._first(rate) for rate in rates]
             outcomes = _YES_OR_NO
             stable, candidate = (np.array([1 - rate, rate]) for rate in rates)
-        return Bets(self.plan.banks[stream], test, self.per_hour, outcomes, stable, candidate)
+        return Bets(bank, test, self.per_hour, outcomes, stable, candidate)
 
     def _rate(self, test: str, loss: float) -> float:
         """The candidate's rate, of what a test counts."""
