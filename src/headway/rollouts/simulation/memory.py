@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
+from headway.domain.assessment import Assessment
 from headway.domain.books import Books, Intake, Rating, ResponseKey, Stratum
 from headway.domain.evidence import Counts, ExposureKey, UnitKey, UnitState, fold, merge
 from headway.domain.interaction import Interaction
@@ -63,6 +64,10 @@ class MemoryRollout:
         if moved:
             self._open_stratum()
         return decision
+
+    def assess(self) -> Assessment:
+        """Say what the evidence means now, with all that people look at."""
+        return self._books.assess(self.status, self.strata)
 
     def _open_stratum(self) -> None:
         phase, status = phase_of(self.status), self.status

@@ -32,6 +32,7 @@ class Spoken(NamedTuple):
     stage: int
     exposed_unix_ms: int
     arm: int
+    kind: int
 
 
 class Taken(NamedTuple):
@@ -215,7 +216,9 @@ class Stream:
             if self._chunk.changes[base]:
                 said.append((at_ms + _CHANGE_MS, 1.0 - value))
             spoken += [
-                Spoken(at, target, what, calls.units[index], status.stage, exposed_ms, calls.arms[index])
+                Spoken(
+                    at, target, what, calls.units[index], status.stage, exposed_ms, calls.arms[index], self._booked[1]
+                )
                 for at, what in said
             ]
         return spoken
