@@ -26,7 +26,7 @@ from headway.storage.baselines import Traffic
 DETECTED = 0.8
 """How often a detectable loss is rolled back before the stage is left."""
 
-_HORIZON = 100.0  # in longest durations: beyond is never
+_HORIZON_HOURS = 10 * 365 * 24.0  # beyond is never
 _DAY_HOURS = 24.0
 _STEADY_GROWTH = 0.7  # below, most of the units of a day have been there before
 _LARGEST_RATIO = 1_000.0
@@ -184,10 +184,6 @@ class _Course:
     def policy(self) -> Policy:
         return self.terms.policy
 
-    @property
-    def horizon(self) -> float:
-        return _HORIZON * self.policy.max_duration_seconds / 3600
-
     def exposed(self, rule: MetricRule, hours: float) -> float:
         """Give for how many steady hours a metric has been observed: units that come back count but once."""
         if hours <= 0:
@@ -225,9 +221,7 @@ class _Course:
         start = self.legs[-1].start
         # The growth at a share is asked for again and again.
         grown = _Remembered(prospect)
-        return _first_time(
-            lambda hours: prospect.log_e(self.state(rule, grown, hours - delay)) >= threshold, start, self.horizon
-        )
+        return _first_time(lambda hours: prospect.log_e(self.state(rule, grown, hours - delay)) >= threshold, start)
 
 
 @dataclass
@@ -319,7 +313,7 @@ def _first_data(course: _Course, prospects: Prospects) -> float:
 def _enough_units(course: _Course, leg: _Leg) -> float:
     needed = course.policy.min_units / (course.traffic.units_per_hour * leg.share)
     met = course.units(leg.start) if leg.start > 0 else 0.0
-    return _first_time(lambda hours: hours > 0 and course.units(hours) - met >= needed, leg.start, course.horizon)
+    return _first_time(lambda hours: hours > 0 and course.units(hours) - met >= needed, leg.start)
 
 
 def _harm(course: _Course, losses: Mapping[str, float], ends: list[float | None]) -> RolledBack | None:
@@ -338,14 +332,14 @@ def _harm(course: _Course, losses: Mapping[str, float], ends: list[float | None]
     return first if first is not None and first.seconds <= end * 3600 else None
 
 
-def _first_time(happened: Callable[[float], bool], start: float, horizon: float) -> float:
+def _first_time(happened: Callable[[float], bool], start: float) -> float:
     """Find when something that stays has happened; infinite beyond the horizon."""
     if happened(start):
         return start
     length = 1 / 3600
     while not happened(start + length):
         length *= 2
-        if start + length > horizon:
+        if length > _HORIZON_HOURS:
             return math.inf
     low, high = (length / 2 if length > 1 / 3600 else 0.0), length
     while high - low > 1e-3 * high:
