@@ -163,7 +163,9 @@ class _Tick:
             responses=await ratings.count_responses(connection, number, books.due(now_ms)),
         )
         block = books.collect(intake, strata, now_ms)
-        await evidence.book(connection, number, self._number, books=books.encode(), block=block, at_ms=now_ms)
+        after = books.encode()
+        changed = None if after == body else after
+        await evidence.book(connection, number, self._number, books=changed, block=block, at_ms=now_ms)
         return books
 
     def _is_time_for_a_figure(self) -> bool:

@@ -92,14 +92,16 @@ async def claim(connection: Connection, rollout: int, tick: int, *, limit: int) 
 
 
 async def book(
-    connection: Connection, rollout: int, tick: int, *, books: bytes, block: bytes | None, at_ms: int
+    connection: Connection, rollout: int, tick: int, *, books: bytes | None, block: bytes | None, at_ms: int
 ) -> None:
-    """Store the books after a tick, and the blocks that it closed, for ever."""
+    """Store the books after a tick, unless they are as they were (None), and the blocks that it closed, for ever."""
     if block is not None:
         await connection.execute(
             "INSERT INTO block (rollout_id, tick, at, body) VALUES (%s, %s, %s, %s)", (rollout, tick, utc(at_ms), block)
         )
-    await connection.execute("UPDATE rollout SET tick = %s, books = %s WHERE id = %s", (tick, books, rollout))
+    await connection.execute(
+        "UPDATE rollout SET tick = %s, books = coalesce(%s, books) WHERE id = %s", (tick, books, rollout)
+    )
 
 
 async def spend(connection: Connection, rollout: int, usd: float) -> float:
