@@ -64,7 +64,7 @@ class MetricForecast(msgspec.Struct, frozen=True):
         interactions: Of both arms, from the beginning of the stage until this metric lets it go on.
         detectable: The smallest loss, as an estimate, that is rolled back before the stage is left, 4 times out of 5.
         caught_seconds: After how long a loss of twice the margin is rolled back; infinite: not before the rollout is
-            given up.
+            given up; None: nothing is known, or the level is 0.
     """
 
     metric: str
@@ -388,7 +388,8 @@ def _metric_forecast(rule: MetricRule, course: _Course) -> MetricForecast:
             interactions[step] = (ready - leg.start) * course.traffic.interactions_per_hour
         detectable[step] = _detectable(rule, course, leg)
     caught = None
-    if course.rules[rule.metric] is not None:
+    known = course.terms.baseline.metrics.get(rule.metric)
+    if course.rules[rule.metric] is not None and known is not None and known.level > 0:
         twice = 2 * rule.margin if rule.form == "points" else 2 * (max(rule.margin, 1 / rule.margin) - 1)
         found = expected_roll_back(course.terms, course.traffic, {rule.metric: twice})
         caught = math.inf if found is None else found.seconds

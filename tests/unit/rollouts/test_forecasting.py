@@ -162,6 +162,7 @@ def test_answers_wait_for_the_feedback_window() -> None:
 def test_an_event_that_has_never_been_is_told_as_a_rate() -> None:
     (metric,) = forecast(terms(rule("fallback_rate")), TRAFFIC).metrics
     assert metric.level == 0
+    assert metric.caught_seconds is None
     assert metric.compared_to is not None
     assert metric.compared_to == pytest.approx(1e-5, rel=0.01)
     rates = [each * metric.compared_to for each in metric.detectable if each is not None]
