@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from headway.domain.blocks import Closed, inflate
 from headway.domain.books import Books, Intake, Rating, Stratum
 from headway.domain.evidence import Counts, EventCounts, ExposureKey, ValueCounts
 from headway.domain.metric import BUILT_IN_FEEDBACK, FeedbackMetric, Form, find_metric, method_for
@@ -103,3 +106,9 @@ def feed(books: Books, *intakes: Intake, strata: tuple[Stratum, ...] = (RAMP,), 
     """Let ticks of five seconds claim these, one after the other; returns what has closed."""
     found = [books.collect(intake, strata, start_ms + 5_000 * (number + 1)) for number, intake in enumerate(intakes)]
     return [body for body in found if body is not None]
+
+
+def closed_blocks(bodies: list[bytes]) -> list[tuple[str, int, list[int]]]:
+    """The blocks in what ticks have closed: stream, stage, counts."""
+    decoded = [msgspec.msgpack.decode(inflate(body), type=Closed) for body in bodies]
+    return [(block.stream, block.stage, block.counts) for closed in decoded for block in closed.blocks]
