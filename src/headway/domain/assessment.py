@@ -72,7 +72,7 @@ class Assessment(msgspec.Struct, frozen=True):
         safety_events: Refused or filtered interactions of the candidate, all told.
         first_failures: Failures among the candidate's first interactions (the policy's ``kill_switch.of_first``); of
             the tick that goes beyond them, a part of its failures.
-        provider_changed: In this stage a deployment has answered with another model or fingerprint than ever before
+        provider_changed: In this stage a deployment has answered with another model than ever before
             in the rollout.
     """
 

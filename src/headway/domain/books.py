@@ -6,6 +6,7 @@ that it can be replayed from them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, get_args
 
@@ -204,6 +205,15 @@ class Books:
         """Name the keys whose period is old enough to book late events (booking rule 5)."""
         return sorted(key for key in self._units if self._is_old(key.period, now_ms))
 
+    def new_fingerprints(self, evidence: Mapping[ExposureKey, Counts]) -> list[str]:
+        """Name who answers, of what a tick has claimed, by a model that is known, and a fingerprint that is not."""
+        found = set()
+        for key, counts in evidence.items():
+            seen = self._providers[key.arm]
+            models = Counter(map(_model, seen))
+            found |= {each for each in counts.providers if each not in seen and 0 < models[_model(each)] < _PROVIDERS}
+        return sorted(found)
+
     def collect(self, intake: Intake, strata: Sequence[Stratum], now_ms: int) -> bytes | None:
         """Book what a tick has claimed, and close the blocks that are due.
 
@@ -374,13 +384,13 @@ class Books:
             self._first[shadow] = (seen + taken, failed + traffic.failures * taken // traffic.interactions)
 
     def _note_provider(self, stage: int, arm: int, provider: str) -> None:
-        """Note who answers; another name of the same deployment than ever before is a change (booking rule 13)."""
+        """Note who answers; another model of the same deployment than ever before is a change (booking rule 13)."""
         seen = self._providers[arm]
         own = [each for each in seen if each.split(" ", 1)[0] == provider.split(" ", 1)[0]]
         if provider in seen or len(own) >= _PROVIDERS:
             return
         seen.add(provider)
-        if own:
+        if own and _model(provider) not in map(_model, own):
             self._changed_stage = max(self._changed_stage, stage)
 
     # --- assessing ---
@@ -415,6 +425,11 @@ class Books:
 
 def _phases(strata: Iterable[Stratum]) -> dict[int, Phase]:
     return {stratum.stage: stratum.phase for stratum in strata}
+
+
+def _model(provider: str) -> str:
+    """Leave the fingerprint off."""
+    return provider.rpartition(" ")[0]
 
 
 def _traffic(counts: Counts) -> Traffic:

@@ -14,7 +14,7 @@ from headway.domain.books import Books, Stratum
 from headway.domain.recording import Terms
 from headway.domain.rollout import Command, Decision, decide, obey
 from headway.errors import ConflictError
-from headway.rollouts.ticks import HEAVY_UNIT
+from headway.rollouts.ticks import ALERTS
 from headway.storage.database import Connection
 from headway.storage.evidence import list_blocks
 from headway.storage.rollouts import RolloutDecision, find_rollout, list_decisions, list_strata
@@ -71,7 +71,7 @@ async def replay(connection: Connection, number: int) -> Replay:
     checked, passed_over = 0, 0
     mismatches: list[Mismatch] = []
     for decision in await _decisions(connection, number):
-        if decision.reason == HEAVY_UNIT or (decision.before.state == "baseline" and decision.outcome == "hold"):
+        if decision.reason in ALERTS or (decision.before.state == "baseline" and decision.outcome == "hold"):
             passed_over += 1
             continue
         checked += 1

@@ -22,8 +22,10 @@ from headway.storage.decisions import CONTROLLER, Circumstances
 from headway.storage.evidence import Desk
 from headway.storage.rollouts import Rollout, find_rollout, list_strata
 
-HEAVY_UNIT: Final = "heavy_unit"
-"""Reason of entries in the log that ``decide`` does not make: they tell, and change nothing."""
+_HEAVY_UNIT: Final = "heavy_unit"
+_FINGERPRINT_CHANGED: Final = "fingerprint_changed"
+ALERTS: Final = (_HEAVY_UNIT, _FINGERPRINT_CHANGED)
+"""Reasons of entries in the log that ``decide`` does not make: they tell, and change nothing."""
 
 CLAIMED_ROWS = 2_000
 """Evidence rows that a tick claims at most; after a long absence, the next ticks take the rest."""
@@ -69,7 +71,7 @@ class Ticks:
         rollout = await find_rollout(connection, number, lock=True)
         if rollout.terms is None or rollout.status is None or rollout.ended_at is not None:
             return None
-        desk = await evidence.open_desk(connection, number, passed_over=HEAVY_UNIT)
+        desk = await evidence.open_desk(connection, number, passed_over=ALERTS)
         if phase_of(rollout.status) is not None:
             return await _Tick(connection, rollout, desk, self._clock.unix_ms(), self._tick_seconds).take(
                 look=self._is_time_to_look(number)
@@ -128,6 +130,7 @@ class _Tick:
         # A tick comes a moment early as often as late.
         self._figure_pause = timedelta(seconds=pause_seconds - tick_seconds / 2)
         self._routed = False
+        self._fingerprints: list[str] = []
 
     async def take(self, *, look: bool) -> Decision:
         rollout, connection = self._rollout, self._connection
@@ -146,8 +149,8 @@ class _Tick:
             )
         if is_news:
             await self._change(decision, assessment)
-        if look and decision.status.state != "paused" and not is_over(decision.status):
-            await self._look_for_heavy_unit(decision.status)
+        if not is_over(decision.status):
+            await self._raise_alerts(decision.status, look=look)
         await self._spend(counts)
         if self._routed:
             await routing.publish(connection)
@@ -162,6 +165,7 @@ class _Tick:
             ratings=await ratings.claim(connection, number, self._number, utc(now_ms)),
             responses=await ratings.count_responses(connection, number, books.due(now_ms)),
         )
+        self._fingerprints = books.new_fingerprints(counts)
         block = books.collect(intake, strata, now_ms)
         after = books.encode()
         changed = None if after == body else after
@@ -186,10 +190,18 @@ class _Tick:
         self._rollout = changed.rollout
         self._routed = self._routed or changed.routed
 
+    async def _raise_alerts(self, status: Status, *, look: bool) -> None:
+        """Tell what people should look at (statistics, booking rule 13)."""
+        if self._fingerprints:
+            message = f"a provider has changed what answers as the same model: {', '.join(self._fingerprints)}"
+            await self._change(Decision("hold", _FINGERPRINT_CHANGED, message, status), None)
+        if look and status.state != "paused":
+            await self._look_for_heavy_unit(status)
+
     async def _look_for_heavy_unit(self, status: Status) -> None:
-        """Raise an alert when one unit makes up much of the traffic (statistics, booking rule 13); once per stage."""
+        """Tell when one unit makes up much of the traffic; once per stage."""
         connection, number, now = self._connection, self._rollout.number, utc(self._now_ms)
-        if await decisions.has_told(connection, number, HEAVY_UNIT, status.stage):
+        if await decisions.has_told(connection, number, _HEAVY_UNIT, status.stage):
             return
         heaviest, total = await evidence.find_heaviest(
             connection, number, self._desk, since=now - _LOOK_BACK, now=now, limit=_LOOK_ROWS
@@ -199,7 +211,7 @@ class _Tick:
                 f"one unit has {heaviest:,} of the latest {total:,} interactions: where one user or conversation is so"
                 " large, shares say little about the others"
             )
-            await self._change(Decision("hold", HEAVY_UNIT, message, status), None)
+            await self._change(Decision("hold", _HEAVY_UNIT, message, status), None)
 
     async def _spend(self, counts: Mapping[ExposureKey, Counts]) -> None:
         usd = sum(each.mirrored_cost for each in counts.values()) / COST.per_unit

@@ -28,6 +28,7 @@ _TOLD_HOLDS: Mapping[str, str] = {
     "approval": "rollout.approval_needed",
     "no_data": "rollout.alert",
     "provider_changed": "rollout.alert",
+    "fingerprint_changed": "rollout.alert",
     "heavy_unit": "rollout.alert",
 }
 

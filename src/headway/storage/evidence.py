@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -56,8 +57,8 @@ class Desk:
     figure_at: datetime | None
 
 
-async def open_desk(connection: Connection, rollout: int, *, passed_over: str) -> Desk:
-    """Read what a tick needs of a rollout; decisions with that reason are passed over."""
+async def open_desk(connection: Connection, rollout: int, *, passed_over: Sequence[str]) -> Desk:
+    """Read what a tick needs of a rollout; decisions with those reasons are passed over."""
     async with connection.cursor(row_factory=class_row(Desk)) as cursor:
         await cursor.execute(
             """
@@ -66,12 +67,12 @@ async def open_desk(connection: Connection, rollout: int, *, passed_over: str) -
                    d.reason AS last_reason, d.metric AS last_metric, d.at AS last_at,
                    (SELECT at FROM figure WHERE rollout_id = o.id ORDER BY tick DESC LIMIT 1) AS figure_at
             FROM rollout o LEFT JOIN LATERAL (
-                SELECT outcome, reason, metric, at FROM decision WHERE rollout_id = o.id AND reason <> %s
+                SELECT outcome, reason, metric, at FROM decision WHERE rollout_id = o.id AND reason <> ALL (%s)
                 ORDER BY number DESC LIMIT 1
             ) AS d ON true
             WHERE o.id = %s
             """,
-            (passed_over, rollout),
+            (list(passed_over), rollout),
         )
         found = await cursor.fetchone()
     assert found is not None, "it is locked"

@@ -16,7 +16,7 @@ from headway.domain.snapshot import ShadowRoute
 from headway.errors import ConflictError, StorageError
 from headway.ids import Arm, Kind
 from headway.rollouts.controller import Controller
-from headway.rollouts.replaying import replay
+from headway.rollouts.replaying import Replay, replay
 from headway.rollouts.ticks import CLAIMED_ROWS, Ticks
 from headway.storage.database import Database
 from headway.storage.rollouts import list_figures
@@ -298,6 +298,21 @@ async def test_another_model_is_a_stage_of_its_own(trial: Trial) -> None:
     assert (await trial.rollout()).stage == 2
 
 
+async def test_another_fingerprint_is_an_alert_and_changes_nothing(trial: Trial) -> None:
+    for fingerprint in ("fp_1", "fp_2"):  # who answers from the beginning is no news
+        await trial.serve(20, provider_model="gpt-1", provider_fingerprint=fingerprint)
+    await trial.tick(1)
+    for fingerprint in ("fp_1", "fp_3", "fp_3"):
+        await trial.serve(20, provider_model="gpt-1", provider_fingerprint=fingerprint)
+        await trial.tick(1)
+    decisions = await trial.decisions()
+    assert [(each.outcome, each.reason) for each in decisions] == [("hold", "dwell"), ("hold", "fingerprint_changed")]
+    assert decisions[1].message.endswith("same model: local gpt-1 fp_3")
+    assert (await trial.rollout()).stage == 1
+    async with trial.database.connection() as connection:
+        assert await replay(connection, trial.number) == Replay(1, 1, ())
+
+
 async def test_a_unit_with_much_of_the_traffic_is_an_alert_once(trial: Trial) -> None:
     await trial.serve(380)
     await trial.write(trial.interaction("heavy") for _ in range(20))
@@ -533,14 +548,14 @@ async def test_one_leads_and_another_takes_over(database: Database) -> None:
 async def advance_ticks(trial: Trial) -> None:
     """Wait until somebody has taken some more ticks."""
     tick = (await trial.rollout()).tick
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await trial.rollout()).tick < tick + 3:  # noqa: ASYNC110 (the row has no event to wait for)
             await asyncio.sleep(0.01)
 
 
 async def leader(controllers: list[Controller]) -> Controller:
     """The one that leads, once there is one."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             for controller in controllers:
                 if "headway_controller_leading 1.0" in metrics(controller):
@@ -556,7 +571,7 @@ async def test_it_waits_for_a_database_that_is_away(database: Database, clock: M
         with pytest.raises(StorageError):
             await controller.tick()
         running = asyncio.create_task(controller.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not clock.sleepers:  # noqa: ASYNC110 (a manual clock has no event to wait for)
                 await asyncio.sleep(0.01)
         assert not running.done()

@@ -377,14 +377,29 @@ def test_rule_13_another_model_under_the_same_name_is_a_change_in_that_stage() -
     assert answered(1, "a m2 ").provider_changed
     assert answered(1, "a m1 ").provider_changed
     assert not answered(2, "a m1 ", "a m2 ").provider_changed
-    assert answered(2, "a m2 f").provider_changed
+    assert not answered(2, "a m2 f").provider_changed  # a fingerprint is told, and changes nothing
+
+
+def test_rule_13_another_fingerprint_of_a_known_model_is_told_once() -> None:
+    books = Books.fresh(make_terms(ERRORS))
+
+    def told(*providers: str) -> list[str]:
+        counts = both_arms(make_counts(9, providers=providers), make_counts(9))
+        found = books.new_fingerprints(counts.evidence)
+        feed(books, counts)
+        return found
+
+    assert told("a m1 f", "a m1 g") == []  # who answers from the beginning is no news
+    assert told("a m1 f", "a m2 f") == []  # another model is
+    assert told("a m1 h", "a m1 f") == ["a m1 h"]
+    assert told("a m1 h") == []
 
 
 def test_rule_13_a_provider_that_names_itself_anew_each_time_is_left_alone() -> None:
     strata = tuple(Stratum(stage, "ramp", 0.5) for stage in range(1, 40))
     books = Books.fresh(make_terms(ERRORS))
     for stage in range(1, 39):
-        feed(books, both_arms(make_counts(9, providers=(f"a m {stage}",)), make_counts(9), stage=stage), strata=strata)
+        feed(books, both_arms(make_counts(9, providers=(f"a m{stage} ",)), make_counts(9), stage=stage), strata=strata)
     assert not assess(books, Status("ramp", 0, 38, 0.5, 0, 0), strata).provider_changed
 
 
