@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.database import start_database
-from benchmarks.exchange import MODEL, Endpoint
+from benchmarks.exchange import Endpoint
 from benchmarks.machine import Cores, MissingToolError, pin
 from benchmarks.processes import ProcessError, Tree, choose_port, is_listening, start
 
@@ -97,7 +97,7 @@ def start_reference(site: Site) -> Iterator[Target]:
 
 @contextmanager
 def start_headway(site: Site) -> Iterator[Target]:
-    """Start Headway as a user would: apply a configuration, make a key, share traffic between two releases, run."""
+    """Start Headway as a user would: apply a release, then another that is rolled out at 50 %, make a key, run."""
     port, admin_port = choose_port(), choose_port()
     site.folder.mkdir(parents=True, exist_ok=True)
     with start_database(site.folder / "database") as database:
@@ -112,8 +112,7 @@ def start_headway(site: Site) -> Iterator[Target]:
         for release, temperature in (("first", 0.2), ("second", 0.3)):
             text = _HEADWAY_YAML.format(port=site.upstream_port, release=release, temperature=temperature)
             (site.folder / "headway.yaml").write_text(text)
-            _run_headway(site.folder, environment, "apply", "--yes")
-        _run_headway(site.folder, environment, "share", MODEL, "second", "50%")
+            _run_headway(site.folder, environment, "apply", "--yes", "--accept")
         key = _run_headway(site.folder, environment, "keys", "create", "benchmark", "--scope", "invoke")
         command = pin(site.cores.measured, [_find_headway(), "run"])
         log = site.folder / "headway.log"
@@ -131,8 +130,24 @@ deployments:
     model: bench-model
     api_key: env:BENCHMARK_KEY
     usd_per_million_tokens: {{input: 0.15, output: 0.60}}
+policies:
+  halves:
+    stages: [50%, {{share: 100%, approve: true}}]
+    goal: {{metric: thumbs_up, margin: 5pp}}
+    guardrails:
+      - {{metric: error_rate, ratio: 1.5}}
+      - {{metric: latency_p95, ratio: 1.5}}
+      - {{metric: cost, ratio: 1.1}}
+    baselines:
+      thumbs_up: {{level: 0.7}}
+      error_rate: {{level: 0.005}}
+      attempt_error_rate: {{level: 0.005}}
+      fallback_rate: {{level: 0.005}}
+      latency_p95: {{level: 1000}}
+      cost: {{level: 0.001, limit: 0.1}}
 applications:
   support:
+    policy: halves
     release: {{name: {release}, deployment: provider, parameters: {{temperature: {temperature}}}}}
 """
 
