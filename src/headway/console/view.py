@@ -219,7 +219,7 @@ def _headline(rollout: Rollout, units: str, status: Status, policy: Policy, now_
         "baseline": f"{stable} has all traffic while its baseline is collected.",
         "shadow": f"{stable} answers everything; {sample} of requests go to {candidate} too, its answers are dropped.",
         "ramp": f"{share} of {units} get {candidate}.",
-        "holdback": f"{candidate} has {share} of {units}; {format_share(1 - status.share)} stay on {stable} a while.",
+        "holdback": f"{candidate} has {share} of {units}; {format_share(1 - status.share)} stay on {stable} for now.",
         "promoted": f"{candidate} was promoted: it has all traffic.",
         "rolled_back": f"{candidate} was rolled back: {stable} has all traffic.",
     }

@@ -102,8 +102,11 @@
       values.map((value, i) => value ?? (other[i] === null || curve.estimate[i] === null ? null : end));
     const lower = open(curve.lower, curve.upper, neutral(curve) - far);
     const upper = open(curve.upper, curve.lower, neutral(curve) + far);
-    const estimate = curve.estimate.map((value, i) => (lower[i] === null && upper[i] === null ? null : value));
-    return [figures.times, lower, upper, estimate]; // an estimate that nothing can be said about is not drawn
+    // An estimate without an interval is told apart: it may be anything.
+    const isBare = (i) => lower[i] === null && upper[i] === null;
+    const sure = curve.estimate.map((value, i) => (isBare(i) ? null : value));
+    const bare = curve.estimate.map((value, i) => (isBare(i) ? value : null));
+    return [figures.times, lower, upper, sure, bare];
   }
 
   // What is shown: both lines, no change, the estimates and the newest interval; not how wide intervals once were.
@@ -125,7 +128,7 @@
 
   function write(curve, value, places) {
     if (value === null || value === undefined) return "–";
-    if (curve.form === "ratio") return `×${value.toFixed(places ?? 2)}`;
+    if (curve.form === "ratio") return `×${value.toFixed(places ?? (value < 10 ? 2 : value < 100 ? 1 : 0))}`;
     const text = (value * curve.factor).toFixed(places ?? (curve.factor === 100 ? 1 : 2));
     const sign = Number(text) > 0 ? "+" : "";
     return Number(text) === 0 ? "0" : `${sign}${text}`.replace("-", "−");
@@ -133,7 +136,18 @@
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const font = (pixel) => `${11 * pixel}px ${getComputedStyle(document.body).fontFamily}`;
-  const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", timeZone: "UTC" });
+
+  // Times as exact as the length of what is shown needs.
+  const format = (options) => new Intl.DateTimeFormat("en-GB", { timeZone: "UTC", ...options });
+  const CLOCKS = [
+    [600, format({ hour: "2-digit", minute: "2-digit", second: "2-digit" })],
+    [2 * 86_400, format({ hour: "2-digit", minute: "2-digit" })],
+    [Infinity, format({ day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" })],
+  ];
+  const clock = (seconds) => {
+    const shown = figures.times.at(-1) - figures.times[0];
+    return CLOCKS.find(([longest]) => shown <= longest)[1].format(seconds * 1000);
+  };
 
   function make(element, curve) {
     const chart = { element, curve, plot: null };
@@ -175,24 +189,33 @@
       ctx.beginPath();
       ctx.rect(left, top, width, height);
       ctx.clip();
-      across(neutral(chart.curve), soft, [], 0.75);
+      const same = across(neutral(chart.curve), soft, [], 0.75);
       const harm = across(chart.curve.harm, loss, [4, 4], 1);
       const margin = across(chart.curve.margin, loss, [], 1.25);
       ctx.setLineDash([]);
       ctx.font = font(pixel);
-      ctx.textAlign = "left";
-      ctx.fillStyle = loss;
       ctx.strokeStyle = paper; // a halo, so that names can be read on top of curves
       ctx.lineJoin = "round";
       ctx.lineWidth = 3 * pixel;
+      const say = (text, style, align, x, y) => {
+        ctx.fillStyle = style;
+        ctx.textAlign = align;
+        ctx.strokeText(text, x, y);
+        ctx.fillText(text, x, y);
+      };
       const name = (text, y) => {
         const isUp = chart.curve.margin > neutral(chart.curve) || y + 15 * pixel > top + height;
-        const place = isUp && y - 14 * pixel > top ? y - 4 * pixel : y + 12 * pixel;
-        ctx.strokeText(text, left + 4 * pixel, place);
-        ctx.fillText(text, left + 4 * pixel, place);
+        say(text, loss, "left", left + 4 * pixel, isUp && y - 14 * pixel > top ? y - 4 * pixel : y + 12 * pixel);
       };
       name("margin", margin);
       if (Math.abs(harm - margin) > 15 * pixel) name("harm line", harm);
+
+      // What cannot be seen is told.
+      const last = chart.curve.estimate.findLast((value) => value !== null);
+      const edge = left + width - 6 * pixel;
+      if (last === undefined) say("nothing to draw yet", soft, "center", left + width / 2, (same + harm) / 2 + 4 * pixel);
+      else if (last > plot.scales.y.max) say(`▲ ${write(chart.curve, last)}`, accent, "right", edge, top + 14 * pixel);
+      else if (last < plot.scales.y.min) say(`▼ ${write(chart.curve, last)}`, accent, "right", edge, top + height - 6 * pixel);
       ctx.restore();
 
       ctx.save();
@@ -225,7 +248,7 @@
       const { estimate, lower, upper, unit } = chart.curve;
       const known = i !== null && i !== undefined && estimate[i] !== null;
       hover.textContent = known
-        ? `${clock.format(figures.times[i] * 1000)}  ${write(chart.curve, estimate[i])} ${unit}  (${write(chart.curve, lower[i])} to ${write(chart.curve, upper[i])})`
+        ? `${clock(figures.times[i])}  ${write(chart.curve, estimate[i])} ${unit}  (${write(chart.curve, lower[i])} to ${write(chart.curve, upper[i])})`
         : "";
     };
 
@@ -240,7 +263,7 @@
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 }, sync: { key: "rollout" } },
         scales: { x: { time: true }, y: { range: () => range(chart.curve) } },
         axes: [
-          { ...axis, grid: { show: false }, size: 26, space: 64, values: (_, ticks) => ticks.map((each) => clock.format(each * 1000)) },
+          { ...axis, grid: { show: false }, size: 26, space: 96, values: (_, ticks) => ticks.map(clock) },
           { ...axis, size: 48, space: 34, values: (_, ticks) => ticks.map((each) => write(chart.curve, each, decimals(chart.curve, ticks))) },
         ],
         series: [
@@ -248,6 +271,7 @@
           { stroke: accent, width: 0.5, points: { show: false } },
           { stroke: accent, width: 0.5, points: { show: false } },
           { stroke: accent, width: 2, points: { show: false } },
+          { stroke: soft, width: 1, dash: [2, 3], points: { show: true, size: 4, fill: soft, stroke: soft } },
         ],
         bands: [{ series: [2, 1], fill: wash }],
         hooks: { drawClear: [paintBeneath], draw: [paintLines], setCursor: [showHover] },
@@ -259,11 +283,11 @@
     return chart;
   }
 
-  // As many decimals as the ticks of the axis need to differ.
+  // As many decimals as the ticks of the axis need.
   function decimals(curve, ticks) {
     const factor = curve.form === "ratio" ? 1 : curve.factor;
     const step = ticks.length > 1 ? Math.abs(ticks[1] - ticks[0]) * factor : 1;
-    return step >= 1 ? 0 : Math.min(4, Math.ceil(-Math.log10(step) - 1e-9));
+    return [0, 1, 2, 3].find((places) => Math.abs(step * 10 ** places - Math.round(step * 10 ** places)) < 1e-6) ?? 4;
   }
 
   const forget = () => {
