@@ -24,8 +24,12 @@
     ├── ProviderError             the provider failed after all attempts
     │   ├── ProviderUnavailableError
     │   └── ProviderTimeoutError
-    └── StorageError              the database is away or the embedded server cannot run
-        └── EmbeddedPostgresError
+    ├── StorageError              the database is away or the embedded server cannot run
+    │   └── EmbeddedPostgresError
+    ├── RetrievalError            a search index could not be searched
+    ├── LakeError                 the data lake cannot be listed
+    └── UnreadableDocumentError   one document of the lake cannot be read or parsed; the others can
+        └── ChangedDocumentError  it changed, or went, after it was listed
 
 HTTP statuses are mapped in one place: ``headway.api.problems``.
 """
@@ -198,3 +202,27 @@ class EmbeddedPostgresError(StorageError):
     """The embedded PostgreSQL server cannot be started."""
 
     code = "embedded_postgres"
+
+
+class RetrievalError(HeadwayError):
+    """An index version could not be searched; the message is for callers and names no host."""
+
+    code = "retrieval_failed"
+
+
+class LakeError(HeadwayError):
+    """The data lake cannot be listed: it is away, missing or empty, or refuses the credentials."""
+
+    code = "lake_unavailable"
+
+
+class UnreadableDocumentError(HeadwayError):
+    """One document of the lake cannot be read or parsed; the message is the reason, for whoever can mend it."""
+
+    code = "unreadable_document"
+
+
+class ChangedDocumentError(UnreadableDocumentError):
+    """The document changed, or went, after it was listed."""
+
+    code = "document_changed"

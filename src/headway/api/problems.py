@@ -55,6 +55,9 @@ STATUSES: Mapping[type[HeadwayError], int] = MappingProxyType(
         errors.ProviderUnavailableError: 503,
         errors.ProviderTimeoutError: 504,
         errors.StorageError: 503,
+        errors.RetrievalError: 503,
+        errors.LakeError: 503,
+        errors.UnreadableDocumentError: 422,
     }
 )
 
