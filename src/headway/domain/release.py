@@ -88,11 +88,36 @@ class Deployment(msgspec.Struct, frozen=True, cache_hash=True):
 
 
 class Retrieval(msgspec.Struct, frozen=True):
-    """Where a release's passages come from."""
+    """Where a release's passages come from, and what is done with them.
+
+    Attributes:
+        index: Name of the index.
+        version: Number of its version; 0 only in a file, for the latest one at the time it is applied.
+        top_k: Most passages that are put in front of the model.
+        hybrid_weight: What nearness in meaning counts against shared words: 1 vectors only, 0 full text only.
+        minimum_score: Passages with a lower fused score (0 to 1) are left out.
+        max_context_tokens: What the passages may take together, by the index's tokenizer.
+        nothing_found: ``answer``: without passages. ``refuse``: say so, and do not call the model.
+        on_failure: When retrieval fails: ``fail`` the request, or ``answer`` without passages.
+        filter: Values that a document's metadata must have, by key; of a list, one of its values.
+        turns: How many of the latest user messages make the query.
+    """
 
     index: str
     version: int
     top_k: int = 5
+    hybrid_weight: float = 0.5
+    minimum_score: float = 0.0
+    max_context_tokens: int = 1500
+    nothing_found: Literal["answer", "refuse"] = "answer"
+    on_failure: Literal["fail", "answer"] = "fail"
+    filter: dict[str, Any] = {}
+    turns: int = 1
+
+    @property
+    def label(self) -> str:
+        """Name the index version, as ``handbook@3``."""
+        return f"{self.index}@{self.version}"
 
 
 class Bundle(msgspec.Struct, frozen=True):

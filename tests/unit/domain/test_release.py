@@ -31,6 +31,8 @@ def test_the_same_content_has_the_same_hash() -> None:
         {"deployments": (("main", Endpoint("openai", "http://127.0.0.1/v1", "n")),)},
         {"deployments": (("main", Endpoint("azure_openai", "http://127.0.0.1/v1", "m", "v")),)},
         {"retrieval": Retrieval("handbook", 3)},
+        {"retrieval": Retrieval("handbook", 3, on_failure="answer")},
+        {"retrieval": Retrieval("handbook", 3, filter={"language": "en"})},
     ],
 )
 def test_whatever_can_change_an_answer_changes_the_hash(change: dict[str, object]) -> None:
@@ -40,6 +42,10 @@ def test_whatever_can_change_an_answer_changes_the_hash(change: dict[str, object
 def test_a_hash_survives_storage() -> None:
     stored = msgspec.convert(msgspec.json.decode(msgspec.json.encode(BUNDLE)), Bundle)
     assert stored.content_hash() == BUNDLE.content_hash()
+
+
+def test_a_release_of_an_earlier_headway_keeps_its_hash() -> None:
+    assert BUNDLE.content_hash() == "2648ec4e749e4062c2602c971ce55d3d3a39c1368a413b1a5e479b1980857fbc"
 
 
 def test_a_call_is_priced_by_its_tokens() -> None:
