@@ -65,9 +65,9 @@ class MemoryRollout:
             self._open_stratum()
         return decision
 
-    def assess(self) -> Assessment:
-        """Say what the evidence means now, with all that people look at."""
-        return self._books.assess(self.status, self.strata)
+    def assess(self, status: Status | None = None) -> Assessment:
+        """Say what the evidence means for a rollout that stands there, or where it stands, with what people look at."""
+        return self._books.assess(status or self.status, self.strata)
 
     def _open_stratum(self) -> None:
         phase, status = phase_of(self.status), self.status

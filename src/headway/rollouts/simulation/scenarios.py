@@ -177,17 +177,9 @@ _EIGHT = {
 }
 
 
-def four_metrics(*, slow: str = "slow_rate", harm_is_half: bool = True) -> Policy:
-    """The policy of the published table: ratings count as they come, no dwell, no holdback.
-
-    Args:
-        slow: The metric of the third guardrail; ``content_filter_rate`` has the same rate and is independent of errors.
-        harm_is_half: Whether the harm line is half of the margin, or no loss at all.
-    """
-    margins = {slow if name == "slow_rate" else name: margin for name, margin in _FOUR.items()}
-    rules = tuple(rule(name, margin, 1 / len(margins)) for name, margin in margins.items())
-    if not harm_is_half:
-        rules = tuple(replace(each, harm=0.0 if each.form == "points" else 1.0) for each in rules)
+def four_metrics() -> Policy:
+    """The policy of the published table: ratings count as they come, no dwell, no holdback."""
+    rules = tuple(rule(name, margin, 1 / len(_FOUR)) for name, margin in _FOUR.items())
     return Policy(
         name="four metrics",
         stages=_RAMP,
@@ -201,7 +193,7 @@ def four_metrics(*, slow: str = "slow_rate", harm_is_half: bool = True) -> Polic
             "error_rate": DeclaredBaseline(0.005),
             "refusal_rate": DeclaredBaseline(0.02),
             "latency_p95": DeclaredBaseline(STABLE_P95_MS),
-            slow: DeclaredBaseline(0.05),
+            "slow_rate": DeclaredBaseline(0.05),
         },
     )
 
