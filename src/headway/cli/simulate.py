@@ -19,7 +19,7 @@ from headway.cli.terminal import JsonOption, console, emit, emit_json, notes
 from headway.config.load import load
 from headway.domain.policy import Policy, StageRule
 from headway.errors import InvalidRequestError
-from headway.rollouts.simulation.campaign import HEADWAY, METHODS, run_scenarios
+from headway.rollouts.simulation.campaign import HEADWAY, run_scenarios
 from headway.rollouts.simulation.catalogue import find_scenarios
 from headway.rollouts.simulation.population import MEASURABLE
 from headway.rollouts.simulation.report import Promise, Rate, Summary
@@ -50,7 +50,6 @@ def simulate(
     policy: Annotated[
         str | None, typer.Option("--policy", metavar="FILE:NAME", help="A policy of a headway.yaml, for all scenarios.")
     ] = None,
-    naive: Annotated[bool, typer.Option("--naive/--no-naive", help="Compare with naive practice.")] = True,
     listed: Annotated[bool, typer.Option("--list", help="List the scenarios and exit.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -68,8 +67,7 @@ def simulate(
         rows = [{"scenario": each.name, "about": each.about, "candidate": each.truth} for each in found]
         emit(rows, ("scenario", "candidate", "about"), json=json)
         return
-    methods = tuple(METHODS) if naive else (HEADWAY,)
-    summaries = run_scenarios(found, runs, seed, jobs=jobs or len(os.sched_getaffinity(0)), methods=methods)
+    summaries = run_scenarios(found, runs, seed, jobs=jobs or len(os.sched_getaffinity(0)))
     if json:
         shown = list(summaries)
         emit_json([asdict(row) for row in shown])
