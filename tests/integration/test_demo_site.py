@@ -93,25 +93,24 @@ def test_two_releases_are_brought_in_once(tmp_path: Path, monkeypatch: pytest.Mo
     with database_url(site.settings()):
         play._configure(site, shown)
         key = play._make_key(site)
-        assert "$ headway share support facts 50%" in written.getvalue()
+        assert "Rollout 1 of support has begun." in written.getvalue()
         releases = {item["name"]: item for item in play._read(site, "releases", "list", "support")}
         assert {name: (item["role"], item["share"]) for name, item in releases.items()} == {
             "plain": ("stable", 0.5),
             "facts": ("candidate", 0.5),
         }
 
-        site.run("share", "support", "facts", "10%")
         shown, written = screen()
         play._configure(site, shown)
-        assert "headway share" not in written.getvalue()
+        assert "has begun" not in written.getvalue()
         assert play._make_key(site) == key
         again = {item["name"]: item for item in play._read(site, "releases", "list", "support")}
-        assert (again["facts"]["role"], again["facts"]["share"]) == ("candidate", 0.1)
+        assert (again["facts"]["role"], again["facts"]["share"]) == ("candidate", 0.5)
         assert len(again) == 2
 
         own = site.config.read_text().replace("max_tokens: 48", "max_tokens: 50").replace("name: facts", "name: mine")
         site.config.write_text(own)
-        site.run("share", "support", "facts", "100%")
+        site.run("rollout", "promote", "support", "--reason", "better")
         site.run("keys", "revoke", str(play._read(site, "keys", "list")[0]["number"]))
         shown, written = screen()
         play._configure(site, shown)

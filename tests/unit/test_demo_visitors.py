@@ -31,7 +31,7 @@ def test_the_facts_prompt_holds_every_fact_and_the_plain_one_none(tmp_path_facto
     site = Site(tmp_path_factory.mktemp("demo"), Ports(1, 2, 3, 4))
     prompts = {}
     for release in (FIRST_RELEASE, SECOND_RELEASE):
-        site.write_configuration(release)
+        site.write_configuration(release, 1)
         bundle = load(site.config).specification.applications["support"].release.bundle
         assert bundle.prompt is not None
         prompts[release] = jinja2.Template(bundle.prompt).render()
