@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from headway.config.indexes import LOCAL_STATIC, IndexReference, IndexSpec
 from headway.config.quantities import format_duration, format_share
 from headway.config.spec import ApplicationSpec, Specification, WebhookSpec
 from headway.domain.policy import MetricRule, Policy, StageRule
-from headway.domain.release import Deployment
+from headway.domain.release import Deployment, Retrieval
 
 Action = Literal["created", "changed", "removed"]
 
@@ -82,6 +83,7 @@ def _subjects(specification: Specification) -> dict[str, dict[str, Any]]:
     subjects |= {f"application {name}": _application(value) for name, value in specification.applications.items()}
     subjects |= {f"policy {name}": _policy(value) for name, value in specification.policies.items()}
     subjects |= {f"webhook {value.url}": _webhook(value) for value in specification.webhooks}
+    subjects |= {f"index {name}": _index(value) for name, value in specification.indexes.items()}
     return subjects
 
 
@@ -104,9 +106,28 @@ def _application(application: ApplicationSpec) -> dict[str, Any]:
             "prompt": bundle.prompt,
             "parameters": bundle.parameters,
             "client_may_override": list(bundle.client_may_override),
+            **_retrieval(bundle.retrieval),
         },
     }
     return _flatten(plain)
+
+
+def _retrieval(retrieval: Retrieval | None) -> dict[str, Any]:
+    if retrieval is None:
+        return {}
+    plain = msgspec.structs.asdict(retrieval)
+    index = str(IndexReference(plain.pop("index"), plain.pop("version")))
+    return {"index": index, "top_k": plain.pop("top_k"), "retrieval": plain}
+
+
+def _index(index: IndexSpec) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(index))
+    embedder, store = plain.pop("embedder"), plain["lake"]
+    subset = {key: store.pop(key) for key in ("include", "exclude", "prefix", "modified_since")}
+    plain |= {"embedder": embedder.pop("deployment") or LOCAL_STATIC, "labels": dict(plain["labels"])}
+    if index.embedder.deployment:
+        plain |= {f"embedder.{key}": value for key, value in embedder.items()}
+    return _flatten(plain | subset)
 
 
 def _policy(policy: Policy) -> dict[str, Any]:

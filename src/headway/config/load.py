@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.config.document import Document, Place, Problem, nearest, parse, read, scan_for_secrets
+from headway.config.indexes import check_indexes, check_retrieval, freeze_index, freeze_retrieval
 from headway.config.prompts import prompt_problem
 from headway.config.rules import Feedback, check_use, resolve_policy
 from headway.config.schema import INVALID, secret_problem
@@ -75,11 +76,12 @@ def load(path: Path) -> ConfigurationFile:
         policies = _resolve_policies(tree, document)
         _check_applications(tree, policies, document)
         _check_webhooks(tree, document)
+        check_indexes(tree["indexes"], tree["deployments"], document)
         prompts = _read_prompts(tree, path, document)
     scan_for_secrets(source, document)
     if document.problems:
         raise InvalidFileError(str(path), sorted(set(document.problems), key=_order(str(path))))
-    return ConfigurationFile(path, source, _freeze(tree, prompts, policies))
+    return ConfigurationFile(path, source, _freeze(tree, path.parent, prompts, policies))
 
 
 def _order(file: str) -> Any:
@@ -209,6 +211,7 @@ def _check_applications(tree: Tree, policies: Mapping[str, Policy], document: Do
                 _check_known(metric, "metric", metrics, (*place, "metrics", str(number)), document)
         if application["release"] is not INVALID:
             _check_release(application["release"], (*place, "release"), tree["deployments"], document)
+            check_retrieval(application["release"], (*place, "release"), tree["indexes"], document)
 
 
 def _check_release(release: Tree, place: Place, deployments: Any, document: Document) -> None:
@@ -277,7 +280,7 @@ def _template_problem(text: str) -> tuple[int, str] | None:
 # --- freezing: no value is INVALID from here on --------------------------------------------------------------------
 
 
-def _freeze(tree: Tree, prompts: Mapping[str, str], policies: dict[str, Policy]) -> Specification:
+def _freeze(tree: Tree, folder: Path, prompts: Mapping[str, str], policies: dict[str, Policy]) -> Specification:
     deployments = {name: _freeze_deployment(name, entry) for name, entry in tree["deployments"].items()}
     declared = {name: _freeze_metric(entry) for name, entry in tree["metrics"].items()}
     metrics = BUILT_IN_FEEDBACK | declared
@@ -298,6 +301,7 @@ def _freeze(tree: Tree, prompts: Mapping[str, str], policies: dict[str, Policy])
         applications=applications,
         policies=policies,
         webhooks=tuple(WebhookSpec(each["url"], each["secret"], tuple(each["events"])) for each in tree["webhooks"]),
+        indexes={name: freeze_index(entry, folder) for name, entry in tree["indexes"].items()},
     )
 
 
@@ -352,5 +356,6 @@ def _freeze_release(entry: Tree, deployments: Mapping[str, Deployment], prompt: 
         prompt=prompt,
         parameters=dict(entry["parameters"]),
         client_may_override=tuple(sorted(entry["client_may_override"])),
+        retrieval=freeze_retrieval(entry),
     )
-    return ReleaseSpec(name=entry["name"] or f"r-{bundle.content_hash()[:8]}", bundle=bundle)
+    return ReleaseSpec.of(bundle) if entry["name"] is None else ReleaseSpec(entry["name"], bundle)

@@ -11,6 +11,7 @@ import msgspec
 import yaml
 
 from headway.config.document import Document, Place
+from headway.config.indexes import INDEX, RELEASE_KEYS, IndexSpec
 from headway.config.policies import POLICY
 from headway.config.schema import (
     INVALID,
@@ -43,7 +44,6 @@ RESERVED_PARAMETERS = ("model", "messages", "input", "stream", "stream_options",
 _RESERVED_HEADERS = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"}
 )
-_WITH_KNOWLEDGE = "search indexes come with a later version of Headway; remove the key until then"
 
 WEBHOOK_EVENTS = (
     "rollout.started",
@@ -63,6 +63,15 @@ class ReleaseSpec(msgspec.Struct, frozen=True):
 
     name: str
     bundle: Bundle
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> ReleaseSpec:
+        """Name a release by its content."""
+        return cls(f"r-{bundle.content_hash()[:8]}", bundle)
+
+    def holding(self, bundle: Bundle) -> ReleaseSpec:
+        """The release with other content; a name that was made from the content is made anew."""
+        return ReleaseSpec.of(bundle) if self == ReleaseSpec.of(self.bundle) else ReleaseSpec(self.name, bundle)
 
 
 class ApplicationSpec(msgspec.Struct, frozen=True):
@@ -95,6 +104,7 @@ class Specification(msgspec.Struct, frozen=True, omit_defaults=True):
     applications: dict[str, ApplicationSpec]
     policies: dict[str, Policy] = {}
     webhooks: tuple[WebhookSpec, ...] = ()
+    indexes: dict[str, IndexSpec] = {}
 
     def encode(self) -> bytes:
         """Write it as JSON, the same for equal content."""
@@ -304,8 +314,8 @@ RELEASE = Table(
             " prompt.",
             default=[],
         ),
-    },
-    later=dict.fromkeys(("index", "top_k", "retrieval"), _WITH_KNOWLEDGE),
+    }
+    | RELEASE_KEYS
 )
 APPLICATION = Table(
     {
@@ -351,6 +361,6 @@ FILE = Table(
             default={},
         ),
         "webhooks": Key(Listing(WEBHOOK, repeats=True), "Who is told of rollouts.", default=[]),
-    },
-    later={"indexes": _WITH_KNOWLEDGE},
+        "indexes": Key(Named(INDEX, "an index"), "Search indexes over documents of a data lake.", default={}),
+    }
 )

@@ -83,7 +83,7 @@ async def plan(connection: Connection, file: ConfigurationFile, now_ms: int, *, 
     Raises:
         ConfigurationError: The file is sound by itself but does not fit what is applied.
     """
-    planned, _ = await _plan(connection, file, now_ms, retry=retry)
+    planned, _ = await _plan(connection, await configuration.resolve(connection, file), now_ms, retry=retry)
     return planned
 
 
@@ -115,6 +115,7 @@ async def apply(
         ConflictError: Somebody else has applied another configuration since ``base``, or a rollout cannot start.
     """
     await configuration.lock(connection)
+    file = await configuration.resolve(connection, file, lock=True)
     planned, preparations = await _plan(connection, file, now_ms, retry=retry)
     obstacles = planned.obstacles(accept=accept)
     if obstacles:

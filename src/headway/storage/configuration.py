@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import msgspec
 from msgspec.structs import replace
 from psycopg.rows import dict_row
 
 from headway.config.changes import Change, compare
+from headway.config.document import nearest
+from headway.config.indexes import LATEST
 from headway.config.load import ConfigurationFile
 from headway.config.spec import MANUAL, Specification, decode_specification
 from headway.domain.display import describe_state, format_share
+from headway.domain.release import Retrieval
 from headway.errors import ConfigurationError, ConflictError, NotFoundError
 from headway.storage import applications, audit, rollouts, routing
 from headway.storage.applications import Application, Release
@@ -131,6 +135,59 @@ async def find(connection: Connection, number: int) -> Entry:
     return _entry(row)
 
 
+async def resolve(connection: Connection, file: ConfigurationFile, *, lock: bool = False) -> ConfigurationFile:
+    """Say of each release of a file which index version it means: one that it names, else the latest published one.
+
+    Args:
+        connection: Reads only.
+        file: The file; what is resolved already stays so.
+        lock: Keep these versions from being dropped until the transaction ends.
+
+    Raises:
+        ConfigurationError: There is no such version, or it is not published.
+    """
+    specification = file.specification
+    published = await _published_versions(connection, lock=lock)
+    resolved, misfits = {}, []
+    for name, spec in specification.applications.items():
+        retrieval = spec.release.bundle.retrieval
+        if retrieval is None:
+            continue
+        numbers = published.get(retrieval.index, [])
+        wanted = retrieval.version if retrieval.version != LATEST else max(numbers, default=LATEST)
+        if wanted not in numbers:
+            misfits.append(f"applications.{name}.release.index: {_unpublished(retrieval, numbers)}")
+            continue
+        bundle = replace(spec.release.bundle, retrieval=replace(retrieval, version=wanted))
+        resolved[name] = replace(spec, release=spec.release.holding(bundle))
+    if misfits:
+        raise ConfigurationError("\n".join(misfits))
+    if not resolved:
+        return file
+    applications = specification.applications | resolved
+    return replace_fields(file, specification=replace(specification, applications=applications))
+
+
+async def _published_versions(connection: Connection, *, lock: bool) -> dict[str, list[int]]:
+    query: LiteralString = (
+        "SELECT i.name, v.number FROM index_version v JOIN search_index i ON i.id = v.index_id"
+        " WHERE v.state = 'published' ORDER BY v.id"
+    )
+    found: dict[str, list[int]] = {}
+    cursor = await connection.execute(query + " FOR SHARE OF v" if lock else query)
+    async for name, number in cursor:
+        found.setdefault(name, []).append(number)
+    return found
+
+
+def _unpublished(retrieval: Retrieval, numbers: list[int]) -> str:
+    build = f"`headway index build {retrieval.index}` makes one"
+    if not numbers:
+        return f"the index {retrieval.index} has no published version; {build}"
+    known = nearest("", [f"{retrieval.index}@{number}" for number in numbers])
+    return f"{retrieval.label} is not published{known}; {build}"
+
+
 async def plan(connection: Connection, file: ConfigurationFile, *, retry: bool = False) -> Plan:
     """Work out what applying the file would change; writes nothing.
 
@@ -142,6 +199,7 @@ async def plan(connection: Connection, file: ConfigurationFile, *, retry: bool =
     Raises:
         ConfigurationError: The file is sound by itself but does not fit what is applied.
     """
+    file = await resolve(connection, file)
     entry = await current(connection)
     known = {application.name: application for application in await applications.list_applications(connection)}
     releases: dict[str, list[Release]] = {}
@@ -196,6 +254,7 @@ async def apply(connection: Connection, file: ConfigurationFile, *, author: str,
         ConflictError: Somebody else has applied another configuration since ``base``.
     """
     await lock(connection)
+    file = await resolve(connection, file, lock=True)
     planned = await plan(connection, file)
     if base is not None and planned.base != base:
         message = "somebody else has applied a configuration meanwhile (`headway history`); look at the plan again"

@@ -85,6 +85,40 @@ def test_what_is_gone_is_told(tmp_path: Path) -> None:
     assert found[1] == Change("removed", "metric tone")
 
 
+def test_indexes_are_told_key_by_key(tmp_path: Path) -> None:
+    added = ("applications:", "indexes:\n  h: {lake: file:/docs, labels: {hr/**: [hr]}}\napplications:")
+    assert changes(tmp_path, added) == (Change("created", "index h"),)
+    before = specification(tmp_path, BEFORE.replace(*added))
+    (tmp_path / "headway.yaml").write_text(
+        BEFORE.replace(
+            "applications:",
+            "indexes:\n  h: {lake: file:/docs, include: ['*.md'], embedder: {deployment: d}, keep: 2}\napplications:",
+        )
+    )
+    after = load(tmp_path / "headway.yaml").specification
+    assert compare(before, after) == (
+        Change(
+            "changed",
+            "index h",
+            (
+                "keep: 5 -> 2",
+                "embedder: local-static -> d",
+                "embedder.batch: none -> 64",
+                "include: ** -> *.md",
+                "labels.hr/**: hr -> none",
+            ),
+        ),
+    )
+
+
+def test_a_release_on_another_index_version_is_told(tmp_path: Path) -> None:
+    indexes = "indexes: {h: {lake: file:/docs}}\napplications:"
+    one = BEFORE.replace("applications:", indexes).replace("deployment: d,", "deployment: d, index: h@1, top_k: 3,")
+    two = one.replace("h@1, top_k: 3", "h, retrieval: {turns: 2}")
+    (change,) = compare(specification(tmp_path, one), specification(tmp_path, two))
+    assert change.details[1:] == ("release.index: h@1 -> h", "release.top_k: 3 -> 5", "release.retrieval.turns: 1 -> 2")
+
+
 def test_texts_are_compared_line_by_line(tmp_path: Path) -> None:
     assert prompts(specification(tmp_path, BEFORE)) == {"a": "Be brief.\nBe kind."}
     assert diff_texts("a\nb\n", "a\nc\n", ("one", "two")) == "--- one\n+++ two\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n"

@@ -5,15 +5,17 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headway.config.indexes import LATEST, ChunkSpec, EmbedderSpec, IndexSpec, LakeSpec, parse_reference
 from headway.config.load import InvalidFileError, load
-from headway.config.spec import Specification, decode_specification
+from headway.config.spec import ReleaseSpec, Specification, decode_specification
 from headway.domain.metric import BUILT_IN_FEEDBACK, FeedbackMetric
-from headway.domain.release import Bundle, Deployment, Endpoint, Operation, Prices
+from headway.domain.release import Bundle, Deployment, Endpoint, Operation, Prices, Retrieval
 from headway.errors import ConfigurationError
 
 SOUND = """\
@@ -52,6 +54,15 @@ applications:
   bare:
     policy: careful
     release: {deployment: local}
+  grounded:
+    release:
+      deployment: local
+      index: handbook@3
+      top_k: 8
+      retrieval: {hybrid_weight: 0.7, minimum_score: 0.1, max_context_tokens: 900, nothing_found: refuse,
+                  on_failure: answer, filter: {language: en, tags: [a, b]}, turns: 2}
+  latest:
+    release: {deployment: local, index: wiki}
 policies:
   careful:
     stages: [{shadow: 5%, interactions: 20}, 1%, {share: 100%, approve: true}]
@@ -65,6 +76,19 @@ policies:
     baselines: {stars: {level: 4.1}, error_rate: {level: 0.5%}}
 webhooks:
   - {url: https://hooks.example.com/a, secret: env:HOOK, events: [rollout.promoted]}
+indexes:
+  handbook: {lake: file:./docs}
+  wiki:
+    lake: {url: "s3://wiki/pages", options: {endpoint_url: "http://s3:9000"}, secrets: {secret: env:S3}}
+    include: ["**/*.md", "**/*.html"]
+    exclude: [drafts/**]
+    prefix: en/
+    modified_since: 2026-01-31T12:00:00+01:00
+    embedder: {deployment: local, dimensions: 512, batch: 16}
+    chunk: {tokens: 128, overlap: 0}
+    labels: {"**": [staff, admin], "en/hr/**": [hr]}
+    keep: 2
+    language: simple
 """
 
 
@@ -139,6 +163,52 @@ def test_a_sound_file_becomes_a_specification(folder: Path) -> None:
     assert [webhook.url for webhook in specification.webhooks] == ["https://hooks.example.com/a"]
     assert bare.metrics == {**BUILT_IN_FEEDBACK, "tone": tone, "effort": effort}
     assert bare.release.name == f"r-{bare.release.bundle.content_hash()[:8]}"
+
+
+def test_indexes_and_what_releases_say_of_them(folder: Path) -> None:
+    specification = specify(folder, SOUND)
+    assert specification.indexes == {
+        "handbook": IndexSpec(LakeSpec(f"file:{folder}/docs")),
+        "wiki": IndexSpec(
+            lake=LakeSpec(
+                url="s3://wiki/pages",
+                include=("**/*.md", "**/*.html"),
+                exclude=("drafts/**",),
+                prefix="en/",
+                modified_since="2026-01-31T11:00:00+00:00",
+                options={"endpoint_url": "http://s3:9000"},
+                secrets={"secret": "env:S3"},
+            ),
+            embedder=EmbedderSpec("local", 512, 16),
+            chunk=ChunkSpec(128, 0),
+            labels=(("**", ("admin", "staff")), ("en/hr/**", ("hr",))),
+            keep=2,
+            language="simple",
+        ),
+    }
+    grounded, latest = (specification.applications[name].release.bundle for name in ("grounded", "latest"))
+    assert grounded.retrieval == Retrieval(
+        "handbook", 3, 8, 0.7, 0.1, 900, "refuse", "answer", {"language": "en", "tags": ["a", "b"]}, 2
+    )
+    assert latest.retrieval == Retrieval("wiki", LATEST)
+
+
+def test_a_date_without_a_zone_is_utc(folder: Path) -> None:
+    text = SOUND.replace("2026-01-31T12:00:00+01:00", "2026-01-31")
+    assert specify(folder, text).indexes["wiki"].lake.modified_since == "2026-01-31T00:00:00+00:00"
+
+
+@given(st.text(max_size=20) | st.from_regex(r"[a-z]{1,3}(@\d{1,3})?", fullmatch=True))
+def test_a_reference_is_written_as_it_is_read(text: str) -> None:
+    with suppress(ValueError):
+        assert parse_reference(str(parse_reference(text))) == parse_reference(text)
+
+
+def test_a_name_made_from_the_content_follows_it(folder: Path) -> None:
+    latest = specify(folder, SOUND).applications["latest"].release
+    bundle = msgspec.structs.replace(latest.bundle, retrieval=Retrieval("wiki", 4))
+    assert latest.holding(bundle) == ReleaseSpec(f"r-{bundle.content_hash()[:8]}", bundle)
+    assert msgspec.structs.replace(latest, name="mine").holding(bundle) == ReleaseSpec("mine", bundle)
 
 
 def test_a_specification_survives_being_stored(folder: Path) -> None:

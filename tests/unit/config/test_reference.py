@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from headway.config import policies, spec
+from headway.config import indexes, policies, spec
 from headway.config.load import load
 from headway.config.schema import Either, Key, Kind, Listing, Named, Table
 from headway.config.settings import Settings
@@ -25,7 +25,12 @@ CONFIGURATION = {
     "Metrics": spec.METRIC,
     "Applications": spec.APPLICATION,
     "Releases": spec.RELEASE,
+    "Retrieval": indexes.RETRIEVAL,
     "Webhooks": spec.WEBHOOK,
+    "Indexes": indexes.INDEX,
+    "Lakes": indexes.LAKE,
+    "Embedders": indexes.EMBEDDER,
+    "Chunks": indexes.CHUNK,
 }
 POLICIES = {
     "Keys": policies.POLICY,
