@@ -47,6 +47,7 @@ async def create_key(services: Services, key: Admin, wish: KeyWish) -> Any:
         concurrency=wish.concurrency,
         monthly_usd=wish.monthly_usd,
         expires_at=expires,
+        groups=tuple(dict.fromkeys(wish.groups)),
     )
     async with services.database.connection() as connection:
         made, secret = await keys.create(connection, grant, author=signature(key))

@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from headway.domain.feedback import ReportStatus, Severity, Source, Target
-from headway.domain.snapshot import Scope
+from headway.domain.snapshot import SCOPES, Scope
 
 T = TypeVar("T")
 Arm = Literal["stable", "candidate"]
@@ -118,6 +118,12 @@ class Interaction(Resource):
     overhead_ms: float
     queue_ms: float
     mirror_of: uuid.UUID | None = Field(description="Of a mirrored request: the interaction that it mirrors.")
+    retrieval_ms: float | None = Field(description="Time spent on finding passages; null where none are searched.")
+    passages: int | None = Field(description="Passages that were put in front of the model.")
+    context_tokens: int | None = Field(description="What they take together, by the index's tokenizer.")
+    retrieval_error: str | None = Field(description="Code of the error, if the search failed.")
+    cited: bool | None = Field(description="Whether the answer names a passage; null without retrieval or an answer.")
+    retrieved: list[int] | None = Field(description="Numbers of the chunks that were put in front of the model.")
 
 
 class InteractionContent(Interaction):
@@ -243,6 +249,7 @@ class Key(Resource):
     hint: str
     scopes: list[Scope]
     applications: list[str]
+    groups: list[str]
     requests_per_minute: int
     concurrency: int
     monthly_usd: float | None
@@ -262,8 +269,9 @@ class KeyWish(Wish):
     """What a new API key should be allowed."""
 
     name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")
-    scopes: list[Scope] = Field(default=["invoke", "feedback"], min_length=1, max_length=5)
+    scopes: list[Scope] = Field(default=["invoke", "feedback"], min_length=1, max_length=len(SCOPES))
     applications: list[str] = Field(default=[], max_length=1000)
+    groups: list[str] = Field(default=[], max_length=1000, description="Whose labelled documents its callers see.")
     requests_per_minute: int = Field(default=0, ge=0, le=2**31 - 1)
     concurrency: int = Field(default=0, ge=0, le=2**31 - 1)
     monthly_usd: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)

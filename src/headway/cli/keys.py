@@ -35,6 +35,10 @@ def create(
     application: Annotated[
         list[str] | None, typer.Option(help="The only application it may call; repeat for several. By default all.")
     ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="A group whose labelled documents its callers see; repeat for several."),
+    ] = None,
     requests_per_minute: Annotated[int, typer.Option(min=0, help="0 is no limit.")] = 0,
     concurrency: Annotated[int, typer.Option(min=0, help="Requests in flight; 0 is no limit.")] = 0,
     monthly_usd: Annotated[float | None, typer.Option(min=0, help="Hard cap of cost per calendar month (UTC).")] = None,
@@ -57,6 +61,7 @@ def create(
         concurrency=concurrency,
         monthly_usd=monthly_usd,
         expires_at=_after(expires),
+        groups=tuple(dict.fromkeys(group or ())),
     )
     key, secret = run_async(_create(grant))
     if json:
@@ -75,8 +80,8 @@ def list_keys(json: JsonOption = False) -> None:
     """
     now = utc(SystemClock().unix_ms())
     rows = [asdict(key) | {"state": _state(key, now)} for key in run_async(_list())]
-    columns = ("number", "name", "hint", "state", "scopes", "applications", "requests_per_minute", "concurrency")
-    emit(rows, (*columns, "monthly_usd", "expires_at"), json=json)
+    columns = ("number", "name", "hint", "state", "scopes", "applications", "groups", "requests_per_minute")
+    emit(rows, (*columns, "concurrency", "monthly_usd", "expires_at"), json=json)
 
 
 @app.command()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from headway.domain.snapshot import KeyRoute, Scope
-from headway.errors import PermissionDeniedError
+from headway.errors import InvalidRequestError, PermissionDeniedError
 
+_GROUP = re.compile(r"[^\x00-\x20\x7f,](?:[^\x00-\x1f\x7f,]{0,198}[^\x00-\x20\x7f,])?")
+_MOST_GROUPS = 1000
+_NOBODYS: frozenset[str] = frozenset()
 _IMPLIED_BY: Mapping[Scope, Scope] = MappingProxyType({"view": "admin"})
 
 
@@ -40,3 +44,35 @@ def require_application(key: KeyRoute, application: str) -> None:
     if not may_use(key, application):
         message = f"the API key {key.name!r} may not use the application {application!r}"
         raise PermissionDeniedError(message, code="application_not_allowed")
+
+
+def is_group(name: str) -> bool:
+    """Say whether a group can be called so: 1 to 200 printable characters, no comma, no blank at either end."""
+    return _GROUP.fullmatch(name) is not None
+
+
+def groups_of(key: KeyRoute, header: bytes | None) -> frozenset[str]:
+    """Say whose labelled documents a request may see: those of the key, or of the end user that it names.
+
+    Args:
+        key: The caller's.
+        header: ``x-headway-groups``: names, separated by commas; None where the request has none.
+
+    Raises:
+        PermissionDeniedError: The key may not speak for others.
+        InvalidRequestError: The header holds something that is no group's name, or too much.
+    """
+    if header is None:
+        return frozenset(key.groups) if key.groups else _NOBODYS
+    if "delegate" not in key.scopes:
+        message = f"the API key {key.name!r} lacks the scope 'delegate' that x-headway-groups needs"
+        raise PermissionDeniedError(message, param="x-headway-groups")
+    try:
+        names = [name.strip() for name in header.decode().split(",")]
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError("x-headway-groups is not UTF-8", param="x-headway-groups") from error
+    groups = frozenset(filter(None, names))
+    if len(groups) > _MOST_GROUPS or not all(map(is_group, groups)):
+        message = f"x-headway-groups holds up to {_MOST_GROUPS} names of at most 200 characters, separated by commas"
+        raise InvalidRequestError(message, param="x-headway-groups")
+    return groups

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from headway.domain.interaction import Interaction
-from headway.domain.metric import COST, EVENT_METRICS, FIRST_TOKEN, LATENCY, VALUE_METRICS, ValueMetric
+from headway.domain.metric import COST, EVENT_METRICS, FIRST_TOKEN, LATENCY, RETRIEVAL, VALUE_METRICS, ValueMetric
 from headway.domain.recording import Recording
 from headway.ids import Kind
 from headway.stats.histogram import log_histogram_bin, log_histogram_bins
@@ -27,16 +27,19 @@ NO_BIN = -32_768
 FAILED_BIN = 32_767
 """Bin of a failed interaction: a failed request is slow."""
 
-_NO_BINS = (NO_BIN, NO_BIN, NO_BIN, NO_BIN)
+_NO_BINS = (NO_BIN, NO_BIN, NO_BIN, NO_BIN, NO_BIN, NO_BIN)
 _LARGEST = 1e15  # a value above is a provider's nonsense, and left out
 _ASSIGNED = frozenset((Kind.RANDOMISED, Kind.MANUAL, Kind.HOLDBACK))  # booking rule 1
-_TIMES = (LATENCY, FIRST_TOKEN)  # the order of UnitState.bins
+_TIMES = (LATENCY, FIRST_TOKEN, RETRIEVAL)  # the order of UnitState.bins
 _TIME_PLACES = tuple(VALUE_METRICS.index(metric) for metric in _TIMES)
 _EVENT_BITS = (1 << len(EVENT_METRICS)) - 1
 _ERROR_BIT = 1 << [metric.name for metric in EVENT_METRICS].index("error_rate")
 _UNSAFE_BITS = sum(
     1 << place for place, metric in enumerate(EVENT_METRICS) if metric.name in ("refusal_rate", "content_filter_rate")
 )
+_OBSERVED = tuple((1 << place, metric.observed) for place, metric in enumerate(EVENT_METRICS) if metric.observed)
+_ONLY_OBSERVED_BITS = sum(bit for bit, _ in _OBSERVED)
+_RETRIEVAL_MS = attrgetter("retrieval_ms")
 _PROVIDER = attrgetter("deployment", "provider_model", "provider_fingerprint")
 _PROVIDER_CHARACTERS = 200
 
@@ -67,22 +70,22 @@ class UnitState(msgspec.Struct):
     Attributes:
         arm, stage, first_unix_ms: Of its first exposure.
         events: Which events it has had under either arm: bit i is ``EVENT_METRICS[i]``.
-        bins: Highest log-histogram bins: of latency under stable and under the candidate, and of the first token under
-            the two. Only bins above one of the arm's thresholds are kept, so that rows seldom change.
+        bins: Highest log-histogram bins: of latency under stable and under the candidate, of the first token under the
+            two, and of retrieval. Only bins above one of the arm's thresholds are kept, so that rows seldom change.
     """
 
     arm: int
     stage: int
     first_unix_ms: int
     events: int = 0
-    bins: tuple[int, int, int, int] = _NO_BINS
+    bins: tuple[int, int, int, int, int, int] = _NO_BINS
 
     def add(self, later: UnitState) -> UnitState:
         """Give the state after a later batch."""
         if not later.events and later.bins == _NO_BINS:
             return self
-        a, b, c, d = map(max, self.bins, later.bins)
-        return UnitState(self.arm, self.stage, self.first_unix_ms, self.events | later.events, (a, b, c, d))
+        a, b, c, d, e, f = map(max, self.bins, later.bins)
+        return UnitState(self.arm, self.stage, self.first_unix_ms, self.events | later.events, (a, b, c, d, e, f))
 
 
 class EventCounts(msgspec.Struct, array_like=True):
@@ -90,7 +93,8 @@ class EventCounts(msgspec.Struct, array_like=True):
 
     Attributes:
         count: Interactions with the event.
-        at_risk: Interactions of units that had not had it yet; the one with the first event is one of them.
+        at_risk: Interactions that tell of it (``EventMetric.observed``), of units that had not had it yet; the one with
+            the first event is one of them.
         first: Units that had their first event.
         buckets: ``count`` by bucket of units; buckets without are left out.
     """
@@ -221,7 +225,7 @@ class Exposures:
         self._happened = _events(counted)
         self._values = [_read_values(metric, counted) for metric in VALUE_METRICS]
         self._reached = [self._reach(place) for place in range(len(_TIMES))]
-        self._blocked = [0] * len(counted)
+        self._blocked = _unobserved(counted)
         for place, reached in enumerate(self._reached):
             if reached:
                 self._note_slow(place, reached)
@@ -331,7 +335,7 @@ class Exposures:
             elif edge > ladder.edges[0]:
                 self._happened[index] |= ladder.slow(edge)
 
-    def _raise(self, bins: tuple[int, int, int, int], index: int) -> tuple[int, int, int, int]:
+    def _raise(self, bins: tuple[int, ...], index: int) -> tuple[int, int, int, int, int, int]:
         """Give a unit's highest bins after an interaction that was slow."""
         each = self._interactions[index]
         higher = list(bins)
@@ -339,7 +343,8 @@ class Exposures:
             if pair is not None and self._reached[place][index] > pair[each.arm].edges[0]:
                 spot = 2 * place + each.arm
                 higher[spot] = max(higher[spot], self._reached[place][index])
-        return higher[0], higher[1], higher[2], higher[3]
+        a, b, c, d, e, f = higher
+        return a, b, c, d, e, f
 
     def _cut_values(self) -> None:
         """Cut values off at the limits of their rollouts."""
@@ -404,11 +409,20 @@ def _events(interactions: Sequence[Interaction]) -> list[int]:
     return bits
 
 
+def _unobserved(interactions: Sequence[Interaction]) -> list[int]:
+    """Give the events that each interaction tells nothing of, as bits."""
+    if list(map(_RETRIEVAL_MS, interactions)).count(None) == len(interactions):
+        # What is not always observed is all about retrieval.
+        return [_ONLY_OBSERVED_BITS] * len(interactions)
+    return [sum([bit for bit, observed in _OBSERVED if observed(each) is None]) for each in interactions]
+
+
 def _read_values(metric: ValueMetric, interactions: Sequence[Interaction]) -> tuple[list[int], list[int]]:
     """Read a metric: values in its small unit, -1 where there is none, and their bins, if it has a histogram."""
-    values = [
-        -1.0 if value is None or not 0.0 <= value <= _LARGEST else value for value in map(metric.value, interactions)
-    ]
+    read = list(map(metric.value, interactions))
+    if read.count(None) == len(read):
+        return [-1] * len(read), [NO_BIN] * len(read) if metric.histogram else []
+    values = [-1.0 if value is None or not 0.0 <= value <= _LARGEST else value for value in read]
     scale = metric.per_unit
     exact = [int(value * scale + 0.5) if value >= 0.0 else -1 for value in values]
     if not metric.histogram:
@@ -421,6 +435,8 @@ def _read_values(metric: ValueMetric, interactions: Sequence[Interaction]) -> tu
 
 def _waited(metric: ValueMetric, interaction: Interaction, edge: int) -> int:
     """Give the bin of an interaction without a complete answer: who failed is slow, who left had waited until then."""
+    if metric is RETRIEVAL:
+        return FAILED_BIN if interaction.retrieval_error is not None else edge
     if metric is FIRST_TOKEN and not interaction.stream:
         return NO_BIN
     if interaction.release_error:
@@ -468,6 +484,8 @@ def _mirrored_cost(interactions: Iterable[Interaction]) -> int:
 
 def _count_values(exact: list[int], bins: list[int], group: Sequence[int], cells: Sequence[int]) -> ValueCounts:
     values = [exact[index] for index in group]
+    if max(values) < 0:
+        return ValueCounts()
     buckets: dict[int, tuple[int, int]] = {}
     for value, cell in zip(values, cells, strict=True):
         if value >= 0:

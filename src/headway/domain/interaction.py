@@ -43,6 +43,12 @@ class Interaction(msgspec.Struct, array_like=True):
         queue_ms: Time waited for a place at the deployment.
         request, answer: Bodies as bytes; None when content is not recorded. A streamed answer is its text or message.
         mirror_of: Of a mirrored request: id of the interaction that it mirrors.
+        retrieval_ms: Time spent on finding passages, whatever came of it; None where the release is not grounded.
+        passages: Passages that were put in front of the model; None where none were searched, or the search failed.
+        context_tokens: What they take together, by the index's tokenizer; None as for ``passages``.
+        retrieval_error: Code of the error, if the search failed; by the release's policy it was answered all the same.
+        cited: The answer names at least one passage by its number; None without retrieval or a whole answer in text.
+        retrieved: Numbers of the chunks that were put in front of the model, in that order.
     """
 
     id: bytes
@@ -84,6 +90,12 @@ class Interaction(msgspec.Struct, array_like=True):
     request: bytes | None = None
     answer: bytes | None = None
     mirror_of: bytes | None = None
+    retrieval_ms: float | None = None
+    passages: int | None = None
+    context_tokens: int | None = None
+    retrieval_error: str | None = None
+    cited: bool | None = None
+    retrieved: tuple[int, ...] | None = None
 
     @property
     def unix_ms(self) -> int:

@@ -96,12 +96,15 @@ class EventMetric(msgspec.Struct, frozen=True):
         label: Name for people.
         occurred: Whether the event happened in an interaction (truthy).
         direction: Which way is better.
+        observed: What is None in an interaction that tells nothing of the event, and is not at risk of it; without it
+            all of them tell.
     """
 
     name: str
     label: str
     occurred: Callable[[Interaction], object]
     direction: Direction = "lower"
+    observed: Callable[[Interaction], object] | None = None
 
 
 class ValueMetric(msgspec.Struct, frozen=True):
@@ -131,6 +134,14 @@ def _latency(interaction: Interaction) -> float | None:
     return None if interaction.error is not None or interaction.aborted else interaction.total_ms
 
 
+def _found_nothing(interaction: Interaction) -> bool:
+    return interaction.passages == 0
+
+
+def _retrieval(interaction: Interaction) -> float | None:
+    return None if interaction.retrieval_error is not None else interaction.retrieval_ms
+
+
 # The order is that of the bits in unit_state.events: only ever append.
 EVENT_METRICS: tuple[EventMetric, ...] = (
     EventMetric("error_rate", "Error rate", attrgetter("release_error")),
@@ -139,6 +150,14 @@ EVENT_METRICS: tuple[EventMetric, ...] = (
     EventMetric("refusal_rate", "Refusal rate", attrgetter("refused")),
     EventMetric("content_filter_rate", "Content filter rate", attrgetter("filtered")),
     EventMetric("abort_rate", "Abort rate", attrgetter("aborted")),
+    EventMetric("empty_result_rate", "Empty result rate", _found_nothing, observed=attrgetter("passages")),
+    EventMetric(
+        "retrieval_error_rate",
+        "Retrieval error rate",
+        attrgetter("retrieval_error"),
+        observed=attrgetter("retrieval_ms"),
+    ),
+    EventMetric("cited_answer_rate", "Cited answer rate", attrgetter("cited"), "higher", attrgetter("cited")),
 )
 
 COST = ValueMetric("cost", "Cost", "USD", attrgetter("cost_usd"), per_unit=1_000_000_000)
@@ -146,6 +165,7 @@ LATENCY = ValueMetric("latency", "Latency", "ms", _latency, per_unit=1_000, hist
 FIRST_TOKEN = ValueMetric(
     "first_token", "Time to first token", "ms", attrgetter("first_token_ms"), per_unit=1_000, histogram=True
 )
+RETRIEVAL = ValueMetric("retrieval", "Retrieval time", "ms", _retrieval, per_unit=1_000, histogram=True)
 
 VALUE_METRICS: tuple[ValueMetric, ...] = (
     COST,
@@ -153,6 +173,8 @@ VALUE_METRICS: tuple[ValueMetric, ...] = (
     ValueMetric("output_tokens", "Output tokens", "tokens", attrgetter("output_tokens")),
     LATENCY,
     FIRST_TOKEN,
+    ValueMetric("context_tokens", "Context tokens", "tokens", attrgetter("context_tokens")),
+    RETRIEVAL,
 )
 
 
@@ -220,6 +242,14 @@ MEASURED: Mapping[str, Metric] = MappingProxyType(
     }
 )
 """What Headway measures itself and a policy can name."""
+
+RETRIEVAL_METRICS = frozenset(
+    (
+        *(event.name for event in EVENT_METRICS if event.observed is not None),
+        *("context_tokens", "retrieval_p50", "retrieval_p95"),
+    )
+)
+"""What only releases with a search index have."""
 
 # Statistics, section 4: every other pair is a configuration error.
 _METHODS: Mapping[MetricKind, tuple[Form, Method]] = MappingProxyType(

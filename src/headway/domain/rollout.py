@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from headway.domain.assessment import Assessment, MetricFigures
 from headway.domain.display import format_count, format_e, format_seconds, format_share, scale_of
+from headway.domain.metric import RETRIEVAL_METRICS
 from headway.domain.policy import MetricRule, Policy
 from headway.domain.recording import Terms
 from headway.domain.standing import (
@@ -352,6 +353,8 @@ def _advise(case: _Case, metric: str) -> str:
         return "give the deployments prices (usd_per_million_tokens)"
     if metric.startswith("first_token"):
         return "only streamed answers have a first token; take latency where clients do not stream"
+    if metric in RETRIEVAL_METRICS:
+        return "only releases with a search index retrieve; take another metric where one of the two has none"
     if metric in case.terms.feedback:
         return f"see whether clients send {metric} (POST /v1/feedback) for what they are shown"
     return "see whether interactions are recorded"

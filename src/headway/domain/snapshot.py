@@ -14,8 +14,8 @@ from headway.domain.release import Bundle, Deployment
 from headway.ids import Signer
 
 Unit = Literal["conversation", "user", "request"]
-Scope = Literal["invoke", "pin", "feedback", "view", "admin"]
-SCOPES: tuple[Scope, ...] = ("invoke", "pin", "feedback", "view", "admin")
+Scope = Literal["invoke", "pin", "delegate", "feedback", "view", "admin"]
+SCOPES: tuple[Scope, ...] = ("invoke", "pin", "delegate", "feedback", "view", "admin")
 
 
 class ReleaseRoute(msgspec.Struct, frozen=True):
@@ -99,6 +99,7 @@ class KeyRoute(msgspec.Struct, frozen=True):
         concurrency: Requests in flight; 0 is no limit.
         monthly_usd: Hard cap of cost per calendar month (UTC); None is no cap.
         expires_unix_ms: When it ends; None never.
+        groups: Whose labelled documents its callers see; with the scope ``delegate`` a request may name others.
     """
 
     number: int
@@ -109,6 +110,7 @@ class KeyRoute(msgspec.Struct, frozen=True):
     concurrency: int = 0
     monthly_usd: float | None = None
     expires_unix_ms: int | None = None
+    groups: tuple[str, ...] = ()
 
 
 class SigningKeys(msgspec.Struct, frozen=True):

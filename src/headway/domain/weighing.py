@@ -174,7 +174,9 @@ class Weighing:
                 stream = safe_stream(plan.metric.name)
             return books.strata.compare(stream, 0, books.stages, self._prior(), swapped=plan.swapped)
         name = slow_test_name(plan.metric.name, test) if plan.rule.method == "slow_calls" else plan.metric.name
-        return books.strata.compare(TRAFFIC, books.columns.index(name), books.stages, self._prior())
+        return books.strata.compare(
+            TRAFFIC, books.columns.index(name), books.stages, self._prior(), swapped=plan.swapped
+        )
 
     def rho(self) -> float:
         """Give the scale of the alternatives of the normal mixture, in the unit that sums are counted in."""

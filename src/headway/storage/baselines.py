@@ -175,7 +175,8 @@ _INTERACTION_SAMPLE = _SAMPLE.format(
         "at, id, release, conversation, unit, kind, arm, error, release_error, attempt_errors, fallback, refused,"
         " filtered, aborted, total_ms::float8, first_token_ms::float8,"
         " CASE WHEN cost_usd BETWEEN 0 AND 1e15 THEN cost_usd END AS cost,"
-        " input_tokens::float8, output_tokens::float8"
+        " input_tokens::float8, output_tokens::float8,"
+        " retrieval_ms::float8, retrieval_error, passages, context_tokens::float8, cited"
     ),
 )
 _RATING_SAMPLE = _SAMPLE.format(
@@ -189,9 +190,12 @@ _INTERACTIONS = sql.SQL("""
         SELECT percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY total_ms)
                    FILTER (WHERE error IS NULL AND NOT aborted) AS latency,
                percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY first_token_ms) AS first_token,
+               percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY retrieval_ms)
+                   FILTER (WHERE retrieval_error IS NULL) AS retrieval,
                percentile_disc(0.999) WITHIN GROUP (ORDER BY cost) AS cost,
                percentile_disc(0.999) WITHIN GROUP (ORDER BY input_tokens) AS input_tokens,
-               percentile_disc(0.999) WITHIN GROUP (ORDER BY output_tokens) AS output_tokens
+               percentile_disc(0.999) WITHIN GROUP (ORDER BY output_tokens) AS output_tokens,
+               percentile_disc(0.999) WITHIN GROUP (ORDER BY context_tokens) AS context_tokens
         FROM sample
     ), units AS MATERIALIZED (
         SELECT day, unit, avg(weight) AS weight FROM sample GROUP BY day, unit
@@ -219,11 +223,20 @@ _INTERACTIONS = sql.SQL("""
                count(s.input_tokens) AS input_tokens_n,
                sum(least(s.input_tokens, l.input_tokens)) FILTER (WHERE s.input_tokens IS NOT NULL) AS input_tokens,
                count(s.output_tokens) AS output_tokens_n,
-               sum(least(s.output_tokens, l.output_tokens)) FILTER (WHERE s.output_tokens IS NOT NULL) AS output_tokens
+               sum(least(s.output_tokens, l.output_tokens)) FILTER (WHERE s.output_tokens IS NOT NULL) AS output_tokens,
+               count(s.retrieval_ms) AS retrieval_error_rate_n, count(s.retrieval_error) AS retrieval_error_rate,
+               count(s.passages) AS empty_result_rate_n, sum((s.passages = 0)::int) AS empty_result_rate,
+               count(s.cited) AS cited_answer_rate_n, sum(s.cited::int) AS cited_answer_rate,
+               count(s.retrieval_ms) FILTER (WHERE s.retrieval_error IS NULL) AS retrieval_n,
+               sum((s.retrieval_error IS NOT NULL OR s.retrieval_ms > l.retrieval[1])::int) AS retrieval_p50,
+               sum((s.retrieval_error IS NOT NULL OR s.retrieval_ms > l.retrieval[2])::int) AS retrieval_p95,
+               count(s.context_tokens) AS context_tokens_n,
+               sum(least(s.context_tokens, l.context_tokens)) FILTER (WHERE s.context_tokens IS NOT NULL)
+                   AS context_tokens
         FROM sample s CROSS JOIN limits l GROUP BY s.day, s.bucket
     )
-    SELECT s.*, l.latency, l.first_token, l.cost AS cost_limit, l.input_tokens AS input_tokens_limit,
-           l.output_tokens AS output_tokens_limit, t.*
+    SELECT s.*, l.latency, l.first_token, l.retrieval, l.cost AS cost_limit, l.input_tokens AS input_tokens_limit,
+           l.output_tokens AS output_tokens_limit, l.context_tokens AS context_tokens_limit, t.*
     FROM sums s CROSS JOIN limits l CROSS JOIN traffic t ORDER BY s.day""").format(sample=_INTERACTION_SAMPLE)
 
 _RATINGS = sql.SQL("""
@@ -262,6 +275,13 @@ async def _fetch(connection: Connection, query: sql.Composed, values: Mapping[st
 
 # --- from sums by day and bucket of units to baselines -------------------------------------------------------------
 
+# Columns: of a time, of how many were observed, and of how many could have been slow (None for all interactions).
+_TIMES = (
+    ("latency", "complete", None),
+    ("first_token", "first_token_n", "first_token_n"),
+    ("retrieval", "retrieval_n", "retrieval_error_rate_n"),
+)
+
 
 def _of_interactions(rows: Sequence[Mapping[str, Any]]) -> dict[str, MetricBaseline]:
     if not rows:
@@ -269,10 +289,12 @@ def _of_interactions(rows: Sequence[Mapping[str, Any]]) -> dict[str, MetricBasel
     days, counts = _column(rows, "day"), _column(rows, "n")
     metrics = {}
     for event in EVENT_METRICS:
-        metrics[event.name] = _rate(days, _column(rows, event.name), counts)
+        told = counts if event.observed is None else _column(rows, f"{event.name}_n")
+        if told.any():
+            metrics[event.name] = _rate(days, _column(rows, event.name), told)
     limits = rows[0]
-    for value, observed in (("latency", "complete"), ("first_token", "first_token_n")):
-        at_risk = counts if value == "latency" else _column(rows, observed)
+    for value, observed, risk in _TIMES:
+        at_risk = counts if risk is None else _column(rows, risk)
         complete = int(_column(rows, observed).sum())
         for index, name in enumerate((f"{value}_p50", f"{value}_p95")):
             if complete:
@@ -281,7 +303,7 @@ def _of_interactions(rows: Sequence[Mapping[str, Any]]) -> dict[str, MetricBasel
                 metrics[name] = msgspec.structs.replace(slow, observations=complete, level=level)
     if _LATENCY_P95 in metrics:
         metrics[SLOW_RATE.name] = _rate(days, _column(rows, _LATENCY_P95), counts)
-    for name in ("cost", "input_tokens", "output_tokens"):
+    for name in ("cost", "input_tokens", "output_tokens", "context_tokens"):
         observed_counts = _column(rows, f"{name}_n")
         if observed_counts.any():
             metrics[name] = _mean(days, _column(rows, name), observed_counts, float(limits[f"{name}_limit"]))

@@ -63,10 +63,12 @@ _LOCK_UNITS = _composed(
 _ADVANCE_UNITS = _composed(
     "UPDATE unit_state AS s SET events = s.events | given.events, latency_bins = ARRAY["
     " greatest(s.latency_bins[1], given.bins[1]), greatest(s.latency_bins[2], given.bins[2]),"
-    " greatest(s.latency_bins[3], given.bins[3]), greatest(s.latency_bins[4], given.bins[4])]"
+    " greatest(s.latency_bins[3], given.bins[3]), greatest(s.latency_bins[4], given.bins[4]),"
+    " greatest(s.latency_bins[5], given.bins[5]), greatest(s.latency_bins[6], given.bins[6])]"
     " FROM {} WHERE s.rollout = given.rollout AND s.unit = given.unit AND (s.events | given.events <> s.events"
     " OR s.latency_bins[1] < given.bins[1] OR s.latency_bins[2] < given.bins[2]"
-    " OR s.latency_bins[3] < given.bins[3] OR s.latency_bins[4] < given.bins[4])"
+    " OR s.latency_bins[3] < given.bins[3] OR s.latency_bins[4] < given.bins[4]"
+    " OR s.latency_bins[5] < given.bins[5] OR s.latency_bins[6] < given.bins[6])"
 )
 _INSERT_EVIDENCE = (
     "INSERT INTO evidence (rollout, stage, period, arm, counts) SELECT (e->>0)::int, (e->>1)::int,"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -52,6 +52,12 @@ _VARIABLE = (
     "request",
     "answer",
     "mirror_of",
+    "retrieval_ms",
+    "passages",
+    "context_tokens",
+    "retrieval_error",
+    "cited",
+    "retrieved",
 )
 COLUMNS: tuple[str, ...] = (*(name for name, _ in _FIXED), *_VARIABLE)
 """The columns in the order in which rows hold them."""
@@ -65,10 +71,16 @@ _FLOAT = struct.Struct(">if")
 _DOUBLE = struct.Struct(">id")
 _NULL = b"\xff\xff\xff\xff"
 _UUID = _LENGTH.pack(16)
+_SHORT = struct.Struct(">ih")
+_BOOLEANS = {None: _NULL, False: _LENGTH.pack(1) + b"\0", True: _LENGTH.pack(1) + b"\1"}
+_NO_RETRIEVAL = 6 * _NULL
+_BIGINT = 20  # its OID
+_ARRAY = struct.Struct(">iiiiii")  # length; dimensions, no nulls, type; elements, the first one's number
+_EMPTY_ARRAY = struct.pack(">iiii", 12, 0, 0, _BIGINT)
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 _REPLACEMENT = "\ufffd"
 _MOST_WORDS = 1000
-_SMALL, _LARGE = 2**15 - 1, 2**31 - 1
+_SMALL, _LARGE, _HUGE = 2**15 - 1, 2**31 - 1, 2**63 - 1
 _LONGEST_MS = 1e9
 
 
@@ -125,12 +137,37 @@ class RowEncoder:
         _add_body(each.request, append)
         _add_body(each.answer, append)
         append(_NULL if each.mirror_of is None else _UUID + each.mirror_of)
+        if each.retrieval_ms is None:
+            append(_NO_RETRIEVAL)
+        else:
+            self._add_retrieval(each, append)
+
+    def _add_retrieval(self, each: Interaction, append: Callable[[bytes], None]) -> None:
+        append(_FLOAT.pack(4, each.retrieval_ms))
+        append(_NULL if each.passages is None else _SHORT.pack(2, each.passages))
+        append(_NULL if each.context_tokens is None else _INT.pack(4, each.context_tokens))
+        append(self._words.get(each.retrieval_error) or self._word(each.retrieval_error))
+        append(_BOOLEANS[each.cited])
+        append(_NULL if each.retrieved is None else _bigints(each.retrieved))
 
     def _word(self, word: str | None) -> bytes:
         if len(self._words) >= _MOST_WORDS:
             self._words = {None: _NULL}
         encoded = self._words[word] = _text(word or "")
         return encoded
+
+
+def _bigints(numbers: Sequence[int]) -> bytes:
+    count = len(numbers)
+    if not count:
+        return _EMPTY_ARRAY
+    return _ARRAY.pack(20 + 12 * count, 1, 0, _BIGINT, count, 1) + struct.pack(">" + count * "iq", *_sized(numbers))
+
+
+def _sized(numbers: Sequence[int]) -> Iterator[int]:
+    for number in numbers:
+        yield 8
+        yield number
 
 
 def _text(text: str) -> bytes:
@@ -169,6 +206,10 @@ def _fitted(each: Interaction) -> Interaction:
         total_ms=min(each.total_ms, _LONGEST_MS),
         overhead_ms=min(each.overhead_ms, _LONGEST_MS),
         queue_ms=min(each.queue_ms, _LONGEST_MS),
+        retrieval_ms=None if each.retrieval_ms is None else min(each.retrieval_ms, _LONGEST_MS),
+        passages=None if each.passages is None else _cut(each.passages, _SMALL),
+        context_tokens=None if each.context_tokens is None else _cut(each.context_tokens, _LARGE),
+        retrieved=None if each.retrieved is None else tuple(_cut(number, _HUGE) for number in each.retrieved),
     )
 
 

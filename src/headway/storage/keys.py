@@ -11,6 +11,7 @@ from typing import Any, LiteralString, get_args
 
 from psycopg.rows import dict_row
 
+from headway.domain.access import is_group
 from headway.domain.snapshot import Scope
 from headway.errors import ConflictError, InvalidRequestError, NotFoundError
 from headway.storage import audit, routing
@@ -34,6 +35,7 @@ class Grant:
         concurrency: Requests in flight; 0 is no limit.
         monthly_usd: Hard cap of cost per calendar month (UTC); None is no cap.
         expires_at: When it ends; None never.
+        groups: Whose labelled documents its callers see.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Grant:
     concurrency: int = 0
     monthly_usd: float | None = None
     expires_at: datetime | None = None
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Key:
     hint: str
     scopes: list[str]
     applications: list[str]
+    groups: list[str]
     requests_per_minute: int
     concurrency: int
     monthly_usd: float | None
@@ -82,7 +86,7 @@ async def create(connection: Connection, grant: Grant, *, author: str) -> tuple[
     (key,) = await _query(
         connection,
         "INSERT INTO api_key (name, hash, hint, scopes, applications, requests_per_minute, concurrency, monthly_usd,"
-        " expires_at, created_by) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
+        " expires_at, groups, created_by) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
         (
             grant.name,
             hash_key(secret),
@@ -93,6 +97,7 @@ async def create(connection: Connection, grant: Grant, *, author: str) -> tuple[
             grant.concurrency,
             grant.monthly_usd,
             grant.expires_at,
+            list(grant.groups),
             author,
         ),
     )
@@ -180,6 +185,10 @@ def _check(grant: Grant) -> None:
     if grant.applications and overseeing:
         message = f"a key with the scope {overseeing[0]!r} sees all applications: make another key for it"
         raise InvalidRequestError(message, param="applications")
+    odd = next((group for group in grant.groups if not is_group(group)), None)
+    if odd is not None:
+        message = f"a group has 1 to 200 printable characters and no comma, not {odd[:80]!r}"
+        raise InvalidRequestError(message, param="groups")
     limits = {
         "requests_per_minute": grant.requests_per_minute,
         "concurrency": grant.concurrency,

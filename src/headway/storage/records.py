@@ -71,7 +71,8 @@ _INTERACTION: LiteralString = """
            i.status, i.error, i.release_error, i.aborted, i.refused, i.filtered, i.deployment, i.attempts,
            i.attempt_errors, i.fallback, i.provider_id, i.provider_model, i.provider_fingerprint, i.finish_reason,
            i.input_tokens, i.cached_tokens, i.output_tokens, i.cost_usd, i.first_token_ms, i.total_ms, i.overhead_ms,
-           i.queue_ms, i.mirror_of"""
+           i.queue_ms, i.mirror_of, i.retrieval_ms, i.passages, i.context_tokens, i.retrieval_error, i.cited,
+           i.retrieved"""
 _OF_INTERACTION: LiteralString = """
     FROM interaction i LEFT JOIN application a ON a.id = i.application LEFT JOIN release r ON r.id = i.release"""
 _WHOLE: LiteralString = _INTERACTION + ", i.request, i.answer" + _OF_INTERACTION
@@ -83,7 +84,7 @@ WHOLE_INTERACTIONS = Listing(select=_WHOLE, order=_BY_TIME)
 
 KEYS = Listing(
     select="""
-        SELECT id AS number, name, hint, scopes, applications, requests_per_minute, concurrency, monthly_usd,
+        SELECT id AS number, name, hint, scopes, applications, groups, requests_per_minute, concurrency, monthly_usd,
                created_at, created_by, expires_at, revoked_at FROM api_key""",
     order=(("id", "number", "number"),),
 )

@@ -243,7 +243,7 @@ def is_used_up(rule: ShadowRule, spent_usd: float) -> bool:
 async def _keys(connection: Connection) -> tuple[dict[str, KeyRoute], tuple[str, ...]]:
     cursor = await connection.execute(
         "SELECT hash, id, name, scopes, applications, requests_per_minute, concurrency, monthly_usd,"
-        " (extract(epoch FROM expires_at) * 1000)::bigint FROM api_key WHERE revoked_at IS NULL ORDER BY id"
+        " (extract(epoch FROM expires_at) * 1000)::bigint, groups FROM api_key WHERE revoked_at IS NULL ORDER BY id"
     )
     keys = {
         key_hash: KeyRoute(
@@ -255,9 +255,12 @@ async def _keys(connection: Connection) -> tuple[dict[str, KeyRoute], tuple[str,
             concurrency=concurrency,
             monthly_usd=monthly_usd,
             expires_unix_ms=expires,
+            groups=tuple(groups),
         )
-        async for key_hash, number, name, scopes, applications, per_minute, concurrency, monthly_usd, expires in cursor
-    }
+        async for (
+            key_hash, number, name, scopes, applications, per_minute, concurrency, monthly_usd, expires, groups
+        ) in cursor
+    }  # fmt: skip
     cursor = await connection.execute("SELECT hash FROM api_key WHERE revoked_at IS NOT NULL ORDER BY id")
     return keys, tuple([key_hash async for (key_hash,) in cursor])
 

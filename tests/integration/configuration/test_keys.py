@@ -21,6 +21,7 @@ FULL = Grant(
     concurrency=20,
     monthly_usd=99.5,
     expires_at=ENDS,
+    groups=("hr", "Team Élan"),
 )
 
 
@@ -47,6 +48,7 @@ async def test_a_key_is_published_with_what_it_may_do(database: Database) -> Non
             concurrency=20,
             monthly_usd=99.5,
             expires_unix_ms=int(ENDS.timestamp() * 1000),
+            groups=("hr", "Team Élan"),
         )
     }
 
@@ -122,8 +124,13 @@ async def test_grants_that_make_no_sense_are_refused(database: Database) -> None
         ({"name": "a\x00b"}, "a key's name has"),
         ({"name": "a" * 101}, "a key's name has"),
         ({"scopes": ()}, "a key needs a scope"),
-        ({"scopes": ("invoke", "root")}, "unknown scope 'root'; scopes are invoke, pin, feedback, view, admin"),
+        (
+            {"scopes": ("invoke", "root")},
+            "unknown scope 'root'; scopes are invoke, pin, delegate, feedback, view, admin",
+        ),
         ({"scopes": ("invoke", "view"), "applications": ("support",)}, "the scope 'view' sees all applications"),
+        ({"groups": ("hr", "")}, "a group has 1 to 200 printable characters"),
+        ({"groups": ("hr,it",)}, "no comma, not 'hr,it'"),
         ({"requests_per_minute": -1}, "requests_per_minute is a number from 0"),
         ({"concurrency": 2**31}, "concurrency is a number from 0"),
         ({"monthly_usd": -0.01}, "monthly_usd is a number from 0"),

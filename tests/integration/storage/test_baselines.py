@@ -74,11 +74,16 @@ async def test_levels_are_those_of_the_definitions(database: Database) -> None:
         ("cost_usd", "CASE WHEN g %% 2 = 0 THEN 0.001 * (1 + g %% 10) END"),
         ("total_ms", "1 + g %% 1000"),
         ("first_token_ms", "CASE WHEN g %% 4 = 0 THEN 1 + g %% 100 END"),
+        ("retrieval_ms", "CASE WHEN g %% 2 = 0 THEN 1 + g %% 100 END"),
+        ("retrieval_error", "CASE WHEN g %% 100 = 2 THEN 'retrieval_failed' END"),
+        ("passages", "CASE WHEN g %% 2 = 0 AND g %% 100 <> 2 THEN (g %% 10)::int END"),
+        ("context_tokens", "CASE WHEN g %% 2 = 0 AND g %% 100 <> 2 THEN 50 * (g %% 10) END"),
+        ("cited", "CASE WHEN g %% 2 = 0 AND g %% 10 <> 8 THEN g %% 10 = 4 END"),
     )
     async with database.connection() as connection:
         await write(connection, STABLE.having(columns=columns))
         metrics = (await survey(connection)).baseline.metrics
-    rates = {metric.name: metrics[metric.name].level for metric in EVENT_METRICS}
+    rates = {metric.name: metrics[metric.name].level for metric in EVENT_METRICS if metric.observed is None}
     assert rates == {
         "error_rate": 0.01,
         "attempt_error_rate": 0.02,
@@ -97,6 +102,16 @@ async def test_levels_are_those_of_the_definitions(database: Database) -> None:
     slow = (1 + numbers % 1000 > metrics["latency_p95"].level) | (numbers % 100 == 0)
     assert metrics["slow_rate"].level == pytest.approx(slow.mean())
     assert metrics["first_token_p95"].observations == 500
+    # Half of them were retrieved for; a hundredth of all failed there, and a tenth had no answer to cite in.
+    assert (metrics["retrieval_error_rate"].observations, metrics["retrieval_error_rate"].level) == (1_000, 0.02)
+    assert (metrics["empty_result_rate"].observations, metrics["empty_result_rate"].level) == (980, 200 / 980)
+    assert (metrics["cited_answer_rate"].observations, metrics["cited_answer_rate"].level) == (800, 0.25)
+    searches = numbers[(numbers % 2 == 0) & (numbers % 100 != 2)]
+    searched = np.sort(1 + searches % 100)
+    assert metrics["retrieval_p95"].observations == searched.size == 980
+    assert metrics["retrieval_p95"].level == searched[int(np.ceil(0.95 * searched.size)) - 1]
+    assert metrics["context_tokens"].observations == 980
+    assert metrics["context_tokens"].level == pytest.approx((50 * (searches % 10)).mean())
     assert metrics["cost"].observations == 1_000
     assert metrics["cost"].level == pytest.approx(0.005)
     assert metrics["cost"].limit == pytest.approx(0.009)

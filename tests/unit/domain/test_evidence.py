@@ -38,6 +38,7 @@ RECORDING = Recording(
         SlowTest("latency_p95:harm", "latency", log_histogram_bin(1000.0), log_histogram_bin(1250.0)),
         SlowTest("latency_p95:0.5", "latency", log_histogram_bin(1000.0), log_histogram_bin(2000.0)),
         SlowTest("first_token_p95:harm", "first_token", log_histogram_bin(200.0), log_histogram_bin(300.0)),
+        SlowTest("retrieval_p95:harm", "retrieval", log_histogram_bin(20.0), log_histogram_bin(30.0)),
         SlowTest("slow_rate", "latency", log_histogram_bin(1000.0), log_histogram_bin(1000.0)),
     ),
     limits={"cost": 1_000_000},
@@ -54,7 +55,14 @@ def key(arm: Arm = Arm.STABLE, period: int = HOUR, stage: int = 1) -> ExposureKe
 def interactions(draw: st.DrawFn) -> Interaction:
     aborted = draw(st.booleans())
     failed = not aborted and draw(st.booleans())
+    searched = draw(st.booleans())
+    found = searched and draw(st.booleans())
     return make_interaction(
+        retrieval_ms=draw(st.floats(0, 60)) if searched else None,
+        retrieval_error=None if found or not searched else "retrieval_failed",
+        passages=draw(st.integers(0, 2)) if found else None,
+        context_tokens=draw(st.integers(0, 1500)) if found else None,
+        cited=draw(st.none() | st.booleans()) if searched else None,
         unix_ms=START_MS + draw(st.integers(0, 7_200_000)),
         unit=draw(st.sampled_from("abcdefgh")),
         rollout=draw(st.integers(0, 2)),
@@ -211,8 +219,8 @@ def test_each_arm_is_slow_by_its_own_threshold() -> None:
     assert counts[key()].events[SLOW] == EventCounts(1, 1, 1, {bucket(batch[0].unit): 1})
     assert counts[key(Arm.CANDIDATE)].events[SLOW] == EventCounts(0, 1, 0)
     assert counts[key(Arm.CANDIDATE)].events["slow_rate"].first == 1
-    assert states[1, batch[0].unit].bins == (log_histogram_bin(1100.0), NO_BIN, NO_BIN, NO_BIN)
-    assert states[1, batch[1].unit].bins == (NO_BIN, log_histogram_bin(1100.0), NO_BIN, NO_BIN)
+    assert states[1, batch[0].unit].bins == (log_histogram_bin(1100.0), *[NO_BIN] * 5)
+    assert states[1, batch[1].unit].bins == (NO_BIN, log_histogram_bin(1100.0), *[NO_BIN] * 4)
 
 
 def test_a_threshold_itself_is_not_slow() -> None:
@@ -274,9 +282,82 @@ def test_only_streamed_answers_have_a_first_token(fields: dict[str, Any], expect
     assert (found.at_risk, found.first) == expected
 
 
+# --- retrieval ---
+
+
+SEARCHED: dict[str, Any] = {"retrieval_ms": 4.0, "passages": 2, "context_tokens": 300, "cited": True}
+FAILED_SEARCH: dict[str, Any] = {"retrieval_ms": 9.0, "retrieval_error": "retrieval_failed", "cited": False}
+
+
+def test_what_was_not_retrieved_tells_nothing_of_retrieval() -> None:
+    batch = [make_interaction(unit="a"), make_interaction(unit="b", **SEARCHED), make_interaction(unit="c")]
+    for found, told in ((fold(batch, {})[0][key()], 1), (fold(batch[:1], {})[0][key()], 0)):
+        for name in ("empty_result_rate", "retrieval_error_rate", "cited_answer_rate"):
+            assert found.events[name].at_risk == told
+        assert found.values["context_tokens"].count == found.values["retrieval"].count == told
+        assert found.events["error_rate"].at_risk == found.interactions
+
+
+@pytest.mark.parametrize(
+    ("fields", "empty", "failed", "cited"),
+    [
+        (SEARCHED, (1, 0), (1, 0), (1, 1)),
+        ({**SEARCHED, "passages": 0, "cited": False}, (1, 1), (1, 0), (1, 0)),
+        (
+            FAILED_SEARCH,
+            (0, 0),
+            (1, 1),
+            (1, 0),
+        ),  # answered without passages: a search that failed has not found nothing
+        ({**SEARCHED, "cited": None, "aborted": True}, (1, 0), (1, 0), (0, 0)),
+        ({**SEARCHED, "retrieval_ms": 0.0}, (1, 0), (1, 0), (1, 1)),
+    ],
+)
+def test_each_event_of_retrieval_is_counted_where_it_can_be_told(
+    fields: dict[str, Any], empty: tuple[int, int], failed: tuple[int, int], cited: tuple[int, int]
+) -> None:
+    events = fold([make_interaction(**fields)], {})[0][key()].events
+    rates = {"empty_result_rate": empty, "retrieval_error_rate": failed, "cited_answer_rate": cited}
+    assert {name: (events[name].at_risk, events[name].first) for name in rates} == rates
+
+
+def test_a_unit_is_at_risk_until_its_first_event_also_where_not_every_interaction_tells() -> None:
+    empty = {**SEARCHED, "passages": 0, "cited": False}
+    batch = [make_interaction(**fields) for fields in (SEARCHED, {}, empty, {}, SEARCHED)]
+    for size in (1, 2, 5):
+        counts, states = fold_in_turn([batch[start : start + size] for start in range(0, 5, size)])
+        events = counts[key()].events
+        assert (events["empty_result_rate"].at_risk, events["empty_result_rate"].first) == (2, 1)
+        assert (events["cited_answer_rate"].at_risk, events["cited_answer_rate"].first) == (1, 1)
+        assert events["cited_answer_rate"].count == 2
+        assert len(states) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (0, 0)),
+        (SEARCHED, (1, 0)),
+        ({**SEARCHED, "retrieval_ms": 25.0}, (1, 1)),
+        (FAILED_SEARCH, (1, 1)),
+        ({**SEARCHED, "release_error": True, "error": "provider_error"}, (1, 0)),
+        ({**SEARCHED, "aborted": True}, (1, 0)),
+    ],
+)
+def test_a_search_that_fails_is_slow_whatever_becomes_of_the_answer(
+    fields: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    counts, states = fold([make_interaction(**fields)], {}, RECORDINGS)
+    found = counts[key()]
+    assert (found.events["retrieval_p95:harm"].at_risk, found.events["retrieval_p95:harm"].first) == expected
+    (state,) = states.values()
+    assert (state.bins[4] != NO_BIN) == bool(expected[1])
+    assert found.values["retrieval"].count == (1 if fields.get("passages") else 0)
+
+
 def test_quick_calls_leave_no_trace_on_a_unit() -> None:
     _, states = fold([make_interaction(total_ms=999.0)], {}, RECORDINGS)
-    assert [state.bins for state in states.values()] == [(NO_BIN,) * 4]
+    assert [state.bins for state in states.values()] == [(NO_BIN,) * 6]
 
 
 def test_values_are_cut_off_at_the_limit() -> None:
@@ -316,7 +397,7 @@ def test_the_highest_bins_are_kept_per_arm() -> None:
         make_interaction(total_ms=1500.0, arm=Arm.CANDIDATE),
     ]
     _, states = fold(batch, {}, RECORDINGS)
-    assert states[1, batch[0].unit].bins == (log_histogram_bin(1900.0), log_histogram_bin(1500.0), NO_BIN, NO_BIN)
+    assert states[1, batch[0].unit].bins == (log_histogram_bin(1900.0), log_histogram_bin(1500.0), *[NO_BIN] * 4)
 
 
 # --- in any order ---

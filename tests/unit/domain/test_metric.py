@@ -9,6 +9,7 @@ from headway.domain.metric import (
     BUILT_IN_FEEDBACK,
     EVENT_METRICS,
     MEASURED,
+    RETRIEVAL_METRICS,
     VALUE_METRICS,
     FeedbackMetric,
     Form,
@@ -41,7 +42,9 @@ def test_the_catalogue_names_what_is_measured() -> None:
         *(metric.name for metric in EVENT_METRICS),
         *("slow_rate", "feedback_rate", "report_rate", "cost", "input_tokens", "output_tokens"),
         *("latency_p50", "latency_p95", "first_token_p50", "first_token_p95"),
+        *("context_tokens", "retrieval_p50", "retrieval_p95"),
     }
+    assert MEASURED.keys() >= RETRIEVAL_METRICS
     assert all(metric.label and metric.name == name for name, metric in MEASURED.items())
     assert {metric.value for metric in MEASURED.values()} - {None} == {metric.name for metric in VALUE_METRICS}
     assert MEASURED["feedback_rate"].direction == "higher"

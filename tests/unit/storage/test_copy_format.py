@@ -81,6 +81,33 @@ def test_numbers_that_do_not_fit_are_cut() -> None:
     assert row["total_ms"] == struct.pack(">f", 1e9)
 
 
+def test_what_retrieval_did_is_where_its_columns_are() -> None:
+    one = make_interaction(
+        retrieval_ms=2.5,
+        passages=2,
+        context_tokens=300,
+        retrieval_error="retrieval_failed",
+        cited=True,
+        retrieved=(7, -9),
+    )
+    row = encode_one(one)
+    assert row["retrieval_ms"] == struct.pack(">f", 2.5)
+    assert (row["passages"], row["context_tokens"]) == (struct.pack(">h", 2), struct.pack(">i", 300))
+    assert (row["retrieval_error"], row["cited"]) == (b"retrieval_failed", b"\1")
+    assert row["retrieved"] == struct.pack(">iiiiiiqiq", 1, 0, 20, 2, 1, 8, 7, 8, -9)
+    nothing = encode_one(make_interaction(retrieval_ms=1.0, cited=False, retrieved=()))
+    assert (nothing["cited"], nothing["retrieved"]) == (b"\0", struct.pack(">iii", 0, 0, 20))
+    assert nothing["passages"] is nothing["context_tokens"] is nothing["retrieval_error"] is None
+    none = encode_one(make_interaction())
+    assert {none[column] for column in COLUMNS[-6:]} == {None}
+
+
+def test_a_chunk_that_no_database_can_number_costs_no_interaction() -> None:
+    row = encode_one(make_interaction(retrieval_ms=1e300, passages=10**6, context_tokens=10**12, retrieved=(2**70,)))
+    assert row["passages"] == struct.pack(">h", 2**15 - 1)
+    assert row["retrieved"] == struct.pack(">iiiiiiq", 1, 0, 20, 1, 1, 8, 2**63 - 1)
+
+
 def test_the_memory_of_words_is_bounded() -> None:
     encoder = RowEncoder()
     batch = [make_interaction(provider_model=f"model-{number}") for number in range(2500)]
