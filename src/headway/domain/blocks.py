@@ -92,6 +92,7 @@ class Closed(msgspec.Struct, frozen=True, array_like=True):
         histograms: For display.
         traffic: (stage, arm, what it has met).
         providers: (stage, arm, who answered) that had not been seen before.
+        rated: (stage, arm, metric) of which a first rating has come: it is data before its block is complete.
     """
 
     blocks: list[Block] = []
@@ -99,9 +100,10 @@ class Closed(msgspec.Struct, frozen=True, array_like=True):
     histograms: list[Histogram] = []
     traffic: list[tuple[int, int, Traffic]] = []
     providers: list[tuple[int, int, str]] = []
+    rated: list[tuple[int, int, str]] = []
 
     def __bool__(self) -> bool:
-        return bool(self.blocks or self.sums or self.histograms or self.traffic or self.providers)
+        return any((self.blocks, self.sums, self.histograms, self.traffic, self.providers, self.rated))
 
 
 class OpenBlocks:

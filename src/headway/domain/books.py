@@ -120,6 +120,7 @@ class _State(msgspec.Struct, array_like=True):
     providers: list[tuple[int, str]]
     changed_stage: int
     first: list[tuple[int, int]]
+    rated: list[tuple[int, int, str]]
 
 
 class Books:
@@ -143,6 +144,7 @@ class Books:
         self._providers: dict[int, set[str]] = {0: set(), 1: set()}
         self._changed_stage = -1
         self._first = [(0, 0), (0, 0)]  # of the rollout, and of its shadow stage
+        self._rated: set[tuple[int, int, str]] = set()
 
     @classmethod
     def fresh(cls, terms: Terms) -> Books:
@@ -169,6 +171,7 @@ class Books:
             books._providers[arm].add(provider)
         books._changed_stage = state.changed_stage
         books._first = state.first
+        books._rated = set(state.rated)
         return books
 
     @classmethod
@@ -198,6 +201,7 @@ class Books:
             [(arm, provider) for arm, seen in self._providers.items() for provider in sorted(seen)],
             self._changed_stage,
             self._first,
+            sorted(self._rated),
         )
         return deflate(msgspec.msgpack.encode(state))
 
@@ -228,6 +232,7 @@ class Books:
         phases = _phases(strata)
         traffic: dict[tuple[int, int], Traffic] = {}
         providers: list[tuple[int, int, str]] = []
+        rated: set[tuple[int, int, str]] = set()
         for key in sorted(intake.evidence):
             if key.stage in phases:
                 counts = intake.evidence[key]
@@ -238,6 +243,7 @@ class Books:
                 self._book_counts(key, counts, self._feeds[phases[key.stage]])
         for rating in sorted(intake.ratings):  # sums of fractions depend on their order, if only in the last bit
             if rating.stage in phases:
+                rated.add((rating.stage, rating.arm, rating.metric))
                 self._book_rating(rating, self._feeds[phases[rating.stage]])
         self._book_old_ratings(now_ms)
         for late, responses in sorted(intake.responses.items()):
@@ -245,7 +251,12 @@ class Books:
                 self._book_responses(late, responses, self._feeds[phases[late.stage]])
         sums, histograms = self._strata.close(now_ms)
         closed = Closed(
-            self._open.close(), sums, histograms, [(*place, traffic[place]) for place in sorted(traffic)], providers
+            self._open.close(),
+            sums,
+            histograms,
+            [(*place, traffic[place]) for place in sorted(traffic)],
+            providers,
+            sorted(rated - self._rated),
         )
         if not closed:
             return None
@@ -374,6 +385,7 @@ class Books:
                 self._count_first(traffic, shadow=phases[stage] == "shadow")
         for stage, arm, provider in closed.providers:
             self._note_provider(stage, arm, provider)
+        self._rated.update(closed.rated)
 
     def _count_first(self, traffic: Traffic, *, shadow: bool) -> None:
         """Count failures among the candidate's first interactions; of a tick that goes beyond them, a part."""
@@ -398,7 +410,10 @@ class Books:
     def _phase_books(self, phase: Phase, phases: Mapping[int, Phase]) -> PhaseBooks:
         stages = tuple(sorted(stage for stage, own in phases.items() if own == phase))
         columns = self._feeds[phase].columns
-        return PhaseBooks(self._terms, phase, stages, self._wealth, self._totals, self._strata, columns, self._traffic)
+        rated = {(arm, metric) for stage, arm, metric in self._rated if stage in stages}
+        return PhaseBooks(
+            self._terms, phase, stages, self._wealth, self._totals, self._strata, columns, self._traffic, rated
+        )
 
     def _figures(self, books: PhaseBooks, status: Status, *, display: bool) -> tuple[MetricFigures, ...]:
         policy, holdback = self._terms.policy, self._terms.policy.holdback

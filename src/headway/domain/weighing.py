@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ class PhaseBooks:
         strata: Sums by bucket.
         columns: Columns of the stream of the sums of events.
         traffic: By stage and arm.
+        rated: Arms and metrics of which a rating has come, if only into a block that is still open.
     """
 
     terms: Terms
@@ -51,6 +52,7 @@ class PhaseBooks:
     strata: Strata
     columns: Sequence[str]
     traffic: Mapping[tuple[int, int], Traffic]
+    rated: Collection[tuple[int, str]] = ()
 
     def rows(self, stream: str) -> list[tuple[int, list[int]]]:
         """Give the counts of a stream with their stages."""
@@ -117,13 +119,21 @@ class Weighing:
         )
 
     def observations(self) -> tuple[int, int]:
-        """Count what was observed of stable and of the candidate: interactions at risk, units, raters, values."""
+        """Count what was observed of stable and of the candidate: interactions at risk, units, raters, values.
+
+        Of a metric that people rate it is at least 1 from the first rating on: that is data, though its block is open.
+        """
         if self.plan.rule.method == "normal_mixture":
             strata = self.books.strata.closed(self.stream, self.books.stages)
-            counts = [sums.denominators.sum(axis=1) for _, sums in strata]
-            return int(sum(each[0] for each in counts)), int(sum(each[1] for each in counts))
-        rows = self.books.rows(self.stream)
-        return sum(row[0] for _, row in rows), sum(row[len(row) // 2] for _, row in rows)
+            sums = [each.denominators.sum(axis=1) for _, each in strata]
+            counts = [int(sum(each[arm] for each in sums)) for arm in (0, 1)]
+        else:
+            rows = [row for _, row in self.books.rows(self.stream)]
+            counts = [sum(row[0] for row in rows), sum(row[len(row) // 2] for row in rows)]
+        stable, candidate = (
+            max(count, int((arm, self.plan.metric.name) in self.books.rated)) for arm, count in enumerate(counts)
+        )
+        return stable, candidate
 
     @property
     def stream(self) -> str:
