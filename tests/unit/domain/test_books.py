@@ -143,7 +143,7 @@ def test_a_rating_is_data_before_its_block_is_complete() -> None:
     terms = make_terms(THUMBS)
     books = Books.fresh(terms)
     closed = feed(books, Intake(ratings=rate("thumbs_up", ([1.0], [0.0]))))
-    for each in (books, Books.decode(terms, books.encode()), Books.replay(terms, [closed], (RAMP,))):
+    for each in (books, Books.decode(terms, books.encode()), Books.replay(terms, closed, (RAMP,))):
         found = figures(each, "thumbs_up")
         assert (found.stable_observations, found.candidate_observations) == (1, 1)
         assert (found.estimate, found.harm_log_e) == (None, 0.0)
