@@ -25,6 +25,7 @@ from headway.config.schema import (
     Text,
     check_name,
 )
+from headway.domain.access import is_group
 from headway.domain.release import Deployment, Retrieval
 
 LOCAL_STATIC = "local-static"
@@ -176,7 +177,7 @@ def _check_option(name: str) -> str:
 
 
 def _check_group(group: str) -> str:
-    if len(group) > 200 or group != group.strip() or not group.isprintable() or "," in group:
+    if not is_group(group):
         raise ValueError("a group has 1 to 200 printable characters, no comma and no blank at either end")
     return group
 

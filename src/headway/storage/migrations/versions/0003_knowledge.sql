@@ -12,7 +12,7 @@ CREATE TABLE index_version (
     state       text NOT NULL,          -- headway.domain.knowledge.IndexState
     spec        jsonb NOT NULL,         -- frozen: lake, subset, chunker, embedder
     dimensions  integer,                -- of its vectors
-    stage       text NOT NULL DEFAULT '',   -- of the build: snapshot, parse, embed, load, verify
+    stage       text NOT NULL DEFAULT '',   -- of the build: headway.storage.builds.Stage
     progress    jsonb NOT NULL DEFAULT '{}',
     manifest    jsonb,                  -- once published; its hash identifies the content
     manifest_hash text,
@@ -28,10 +28,11 @@ CREATE TABLE index_document (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     version_id  integer NOT NULL REFERENCES index_version ON DELETE CASCADE,
     path        text NOT NULL,
-    content_hash text NOT NULL,
+    content_hash text NOT NULL,      -- empty until it was read
     size_bytes  bigint NOT NULL,
     title       text NOT NULL DEFAULT '',
     modified    text NOT NULL DEFAULT '',
+    etag        text NOT NULL DEFAULT '',   -- as it was listed: has it changed since?
     metadata    jsonb NOT NULL DEFAULT '{}',
     groups      text[] NOT NULL DEFAULT '{}',
     state       text NOT NULL,          -- listed | loaded | skipped
