@@ -170,7 +170,7 @@ def check_books(headway: Headway, tally: Tally, *, complete: bool) -> int:
     """
     assert tally.acknowledged, "no rating was acknowledged: the test has shown nothing"
     # What waited on disk is replayed in a quarter of the time, so that live traffic does not starve behind it.
-    patience = 30 + len(tally.acknowledged) / 30
+    patience = 60 + len(tally.acknowledged) / 15
     wait_for("all acknowledged ratings", lambda: not unrated(headway, tally.acknowledged), patience)
     if complete:
         wait_for("all interactions", lambda: not missing(headway, tally.answered), 30)
