@@ -88,7 +88,7 @@ $(VENV)/.browser: $(VENV)/.test
 	@$(BIN)/python -c 'import shutil, sys; \
 		sys.exit(not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))' || { \
 		echo "==> Installing a browser for the tests of the console"; \
-		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } >/dev/null 2>&1 \
 		|| $(BIN)/python -m playwright install chromium; }
 	@touch $@
 
