@@ -9,7 +9,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from headway.config.document import nearest
 
-PROMPT_VARIABLES = ("user", "metadata", "today")
+PROMPT_VARIABLES = ("user", "metadata", "today", "passages")
 
 
 class _Empty(dict[str, str]):
@@ -44,7 +44,7 @@ def prompt_problem(source: str) -> tuple[int, str] | None:
     in front of a client.
     """
     try:
-        compile_prompt(source).render(user="", metadata=_Empty(), today="2026-01-31")
+        compile_prompt(source).render(user="", metadata=_Empty(), today="2026-01-31", passages="")
     except TemplateSyntaxError as error:
         return error.lineno, error.message or "not a valid template"
     except RecursionError:

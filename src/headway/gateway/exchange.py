@@ -14,7 +14,10 @@ from headway.domain.snapshot import Snapshot
 from headway.errors import HeadwayError, InvalidRequestError, ProviderError, ProviderTimeoutError
 from headway.gateway.answers import JunkError, rewrite_answer
 from headway.gateway.calls import Caller, Opened
+from headway.gateway.citations import is_cited, without_instructions
+from headway.gateway.grounding import Grounded, Grounding
 from headway.gateway.parsing import ParsedRequest
+from headway.gateway.refusals import refuse, refuse_streamed
 from headway.gateway.rendering import ReleaseRenderer
 from headway.gateway.routing import Route, Unit
 from headway.gateway.streams import ChatStream, ResponsesStream, StreamRewriter
@@ -71,6 +74,7 @@ class Exchange(NamedTuple):
         started: When the request came, by the monotonic clock.
         headers: The answer's headers with its ids.
         trace: Of this request, if traces are on.
+        groups: Whose labelled documents the caller sees.
     """
 
     parsed: ParsedRequest
@@ -82,6 +86,7 @@ class Exchange(NamedTuple):
     started: float
     headers: Headers
     trace: Trace | None
+    groups: frozenset[str]
 
 
 class Answerer:
@@ -91,12 +96,18 @@ class Answerer:
         caller: Makes the provider calls.
         clock: Tells the time.
         keep_link: Keeps where a stored response lives; without it nothing is kept.
+        grounding: Finds what grounded answers go by.
     """
 
     def __init__(
-        self, caller: Caller, clock: Clock, keep_link: Callable[[ResponseLink], Awaitable[None]] | None = None
+        self,
+        caller: Caller,
+        clock: Clock,
+        keep_link: Callable[[ResponseLink], Awaitable[None]] | None = None,
+        grounding: Grounding | None = None,
     ) -> None:
         self._caller = caller
+        self._grounding = grounding
         self._clock = clock
         self._keep = keep_link
         self._renderers: dict[int, ReleaseRenderer] = {}
@@ -113,11 +124,15 @@ class Answerer:
         interaction.aborted = True
         opened: Opened | None = None
         try:
-            opened = await self._open(exchange)
-            if opened.pieces is None:
-                await self._pass_whole(exchange, opened, reply)
+            grounded = await self._ground(exchange)
+            if grounded is not None and grounded.refused:
+                await self._refuse(exchange, reply)
             else:
-                await self._pass_stream(exchange, opened, reply)
+                opened = await self._open(exchange, grounded)
+                if opened.pieces is None:
+                    await self._pass_whole(exchange, opened, grounded, reply)
+                else:
+                    await self._pass_stream(exchange, opened, grounded, reply)
             interaction.aborted = False
         except HeadwayError as error:
             interaction.error = error.error_code
@@ -128,17 +143,53 @@ class Answerer:
             if opened is not None:
                 opened.close()
 
-    async def _open(self, exchange: Exchange) -> Opened:
+    async def _ground(self, exchange: Exchange) -> Grounded | None:
+        """Find what the answer goes by; None where the release is not grounded."""
+        retrieval = exchange.route.release.bundle.retrieval
+        if retrieval is None or exchange.parsed.operation == "embeddings":
+            return None
+        assert self._grounding is not None, "releases with an index need one"
+        return await self._grounding.ground(
+            retrieval, exchange.parsed, exchange.groups, exchange.interaction, exchange.trace
+        )
+
+    async def _refuse(self, exchange: Exchange, reply: Reply) -> None:
+        """Answer that there is nothing to go by; that costs nothing."""
+        parsed, interaction = exchange.parsed, exchange.interaction
+        answer = (parsed, exchange.answer_id.decode(), exchange.route.application.name, interaction.unix_ms // 1000)
+        whole = refuse(*answer)
+        interaction.finish_reason, interaction.cited = "stop", False
+        interaction.input_tokens = interaction.output_tokens = 0
+        interaction.cost_usd = 0.0
+        if interaction.request is not None:
+            interaction.answer = whole
+        previous = exchange.previous
+        if previous is not None:  # the next turn goes on from the earlier one
+            await self._link(exchange, previous.provider_id, previous.deployment)
+        now = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
+        interaction.overhead_ms = now - (interaction.retrieval_ms or 0.0)
+        if not parsed.stream:
+            await reply.whole(200, _JSON, whole, exchange.headers)
+        else:
+            interaction.first_token_ms = now
+            await reply.begin(200, _EVENTS, exchange.headers)
+            await reply.piece(refuse_streamed(*answer))
+            await reply.end()
+        interaction.status = 200
+
+    async def _open(self, exchange: Exchange, grounded: Grounded | None) -> Opened:
         parsed, route, interaction = exchange.parsed, exchange.route, exchange.interaction
         renderer = self._renderers.get(route.release.number)
         if renderer is None:
             renderer = self._renderers[route.release.number] = ReleaseRenderer(route.release)
-        fields = renderer.render(parsed, self._today(interaction.unix_ms))
+        passages = "" if grounded is None else grounded.passages
+        fields = renderer.render(parsed, self._today(interaction.unix_ms), passages)
         only = None
         if exchange.previous is not None:
             fields["previous_response_id"] = msgspec.Raw(msgspec.json.encode(exchange.previous.provider_id))
             only = exchange.previous.deployment
-        interaction.overhead_ms = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
+        spent = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
+        interaction.overhead_ms = spent - (interaction.retrieval_ms or 0.0)
         return await self._caller.call(route.release, renderer, parsed, fields, interaction, exchange.trace, only)
 
     def _today(self, unix_ms: int) -> str:
@@ -147,7 +198,7 @@ class Answerer:
             self._day = (day, utc(unix_ms).strftime("%Y-%m-%d"))
         return self._day[1]
 
-    async def _pass_whole(self, exchange: Exchange, opened: Opened, reply: Reply) -> None:
+    async def _pass_whole(self, exchange: Exchange, opened: Opened, grounded: Grounded | None, reply: Reply) -> None:
         interaction = exchange.interaction
         came = self._clock.monotonic_seconds()
         status = opened.answer.status
@@ -163,16 +214,17 @@ class Answerer:
             )
             if interaction.operation == "responses":
                 await self._keep_link(exchange, opened)
-            if interaction.request is not None:
-                interaction.answer = recorded(body)
+            _note_answer(interaction, body, grounded)
+            if grounded is not None:
+                body = grounded.citations.put_in(interaction.operation, body)
         interaction.overhead_ms += elapsed_ms(came, self._clock.monotonic_seconds())
         await reply.whole(status, content_type, body, exchange.headers)
         interaction.status = status
 
-    async def _pass_stream(self, exchange: Exchange, opened: Opened, reply: Reply) -> None:
+    async def _pass_stream(self, exchange: Exchange, opened: Opened, grounded: Grounded | None, reply: Reply) -> None:
         assert opened.pieces is not None
         interaction = exchange.interaction
-        rewriter = self._rewriter(exchange)
+        rewriter = _rewriter(exchange, grounded)
         begun = False
         linked = interaction.operation != "responses"
         try:
@@ -214,34 +266,20 @@ class Answerer:
             await reply.piece(_error_event(interaction.operation, rewriter, reply.error_body(failure)))
             await reply.end()
         finally:
-            if interaction.request is not None:
-                interaction.answer = recorded(rewriter.transcript())
-
-    def _rewriter(self, exchange: Exchange) -> StreamRewriter:
-        parsed, interaction = exchange.parsed, exchange.interaction
-        keep = interaction.request is not None
-        if parsed.operation == "responses":
-            previous = parsed.previous_response_id
-            return ResponsesStream(interaction, exchange.answer_id, previous.encode() if previous else None, keep)
-        return ChatStream(interaction, exchange.answer_id, hide_usage=not parsed.include_usage, keep=keep)
+            if grounded is not None or interaction.request is not None:
+                _note_answer(interaction, rewriter.transcript(), grounded)
 
     async def _keep_link(self, exchange: Exchange, opened: Opened) -> None:
-        interaction = exchange.interaction
-        if (
-            self._keep is None
-            or not interaction.provider_id
-            or exchange.parsed.fields.get("store") == msgspec.Raw(b"false")
-        ):
-            return
-        await self._keep(
-            ResponseLink(
-                interaction.id,
-                interaction.provider_id,
-                opened.deployment.name,
-                exchange.unit.conversation,
-                exchange.unit.name,
+        provider_id = exchange.interaction.provider_id
+        if provider_id and exchange.parsed.fields.get("store") != msgspec.Raw(b"false"):
+            await self._link(exchange, provider_id, opened.deployment.name)
+
+    async def _link(self, exchange: Exchange, provider_id: str, deployment: str) -> None:
+        if self._keep is not None:
+            unit = exchange.unit
+            await self._keep(
+                ResponseLink(exchange.interaction.id, provider_id, deployment, unit.conversation, unit.name)
             )
-        )
 
     def complete(self, exchange: Exchange) -> None:
         """Price the interaction and say how long it took."""
@@ -254,8 +292,32 @@ class Answerer:
             ),
             None,
         )
-        interaction.cost_usd = cost_of(interaction, prices)
+        if interaction.cost_usd is None:
+            interaction.cost_usd = cost_of(interaction, prices)
+        if interaction.error is not None or interaction.aborted:
+            interaction.cited = None  # nobody knows what a whole answer would have named
         interaction.total_ms = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
+
+
+def _rewriter(exchange: Exchange, grounded: Grounded | None) -> StreamRewriter:
+    parsed, interaction = exchange.parsed, exchange.interaction
+    citations = None if grounded is None else grounded.citations
+    keep = interaction.request is not None or grounded is not None
+    if parsed.operation == "responses":
+        previous = parsed.previous_response_id
+        ours = previous.encode() if previous else None
+        return ResponsesStream(interaction, exchange.answer_id, ours, keep, citations)
+    return ChatStream(interaction, exchange.answer_id, not parsed.include_usage, keep, citations)
+
+
+def _note_answer(interaction: Interaction, answer: bytes, grounded: Grounded | None) -> None:
+    """Record an answer, and whether it names what it was given to go by; never the passages themselves."""
+    if grounded is not None:
+        interaction.cited = is_cited(interaction.operation, answer, len(grounded.citations))
+    if interaction.request is not None:
+        if grounded is not None and interaction.operation == "responses":
+            answer = without_instructions(answer)
+        interaction.answer = recorded(answer)
 
 
 def recorded(body: bytes) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import structlog
 
 from headway.clock import Clock
+from headway.domain.access import groups_of
 from headway.domain.interaction import Interaction, Operation
 from headway.domain.snapshot import ApplicationRoute, KeyRoute, Snapshot
 from headway.errors import InvalidRequestError, NotFoundError
@@ -108,13 +109,14 @@ class Gateway:
             HeadwayError: Nothing was assigned: the request, its model or a limit of the key is at fault.
         """
         started = self._clock.monotonic_seconds()
+        groups = groups_of(key, headers.get(b"x-headway-groups"))
         parsed = parse_request(operation, body, model)
         name, _, pinned = parsed.model.partition("@")
         application = find_application(self.snapshot, key, name)
         self._quota.admit(key)
         cost: float | None = None
         try:
-            exchange = await self._assign(parsed, application, pinned or None, key, headers, started)
+            exchange = await self._assign(parsed, application, pinned or None, key, groups, headers, started)
             try:
                 await self._answerer.answer(exchange, reply)
             finally:
@@ -128,6 +130,7 @@ class Gateway:
         application: ApplicationRoute,
         pinned: str | None,
         key: KeyRoute,
+        groups: frozenset[str],
         headers: Mapping[bytes, bytes],
         started: float,
     ) -> Exchange:
@@ -171,7 +174,7 @@ class Gateway:
             (b"x-request-id", answer_id),
         )
         trace = self._tracing.begin(headers, parsed.operation, application.name) if self._tracing is not None else None
-        return Exchange(parsed, route, unit, interaction, answer_id, previous, started, ids, trace)
+        return Exchange(parsed, route, unit, interaction, answer_id, previous, started, ids, trace, groups)
 
     async def _place(
         self,

@@ -23,6 +23,9 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 OVERHEAD_SECONDS = (0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 1.0)
 """Upper edges of the histogram of Headway's own time."""
 
+RETRIEVALS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Upper edges of the histogram of times of searches, in seconds."""
+
 _MOST_CODES = 100  # a provider makes up its codes; Prometheus must not drown in them
 _OTHER = "other"
 
@@ -59,6 +62,10 @@ FIRST_TOKEN_SECONDS = Family(
     "headway_first_token_seconds", "Request in to first content out.", (*_RELEASE, "operation"), SECONDS
 )
 OVERHEAD = Family("headway_overhead_seconds", "Time spent in Headway itself.", (), OVERHEAD_SECONDS)
+RETRIEVAL_SECONDS = Family(
+    "headway_retrieval_seconds", "Time spent on finding passages for grounded answers.", _RELEASE, RETRIEVALS
+)
+CONTEXT_TOKENS = Family("headway_context_tokens", "Tokens of the passages in front of the model.", _RELEASE)
 REFUSED = Family("headway_interactions_refused", "Interactions that the database refused, one by one.", ())
 SPOOL_DROPPED = Family("headway_spool_dropped", "Interactions dropped from a spool that was full or too old.", ())
 CONTENT_DROPPED = Family("headway_content_dropped", "Interactions recorded without content: memory was short.", ())
@@ -81,6 +88,8 @@ FAMILIES = (
     LATENCY_SECONDS,
     FIRST_TOKEN_SECONDS,
     OVERHEAD,
+    RETRIEVAL_SECONDS,
+    CONTEXT_TOKENS,
     REFUSED,
     SPOOL_DROPPED,
     CONTENT_DROPPED,
@@ -138,6 +147,7 @@ class Measurements:
             self._observe(FIRST_TOKEN_SECONDS, (*names, operation), first_token)
             self._observe(OVERHEAD, (), [value / 1000 for value in map(_overhead_ms, group)])
             self._count_calls(group)
+            self._count_retrievals(group, names)
 
     def count(self, family: Family, labels: tuple[str, ...], amount: float) -> None:
         """Add to a counter."""
@@ -187,6 +197,12 @@ class Measurements:
             self.count(TOKENS, (*names, direction), sum(filter(None, map(read, group))))
         self.count(COST, names, sum(filter(None, map(_cost_usd, group))))
 
+    def _count_retrievals(self, group: Sequence[Interaction], names: tuple[str, str]) -> None:
+        seconds = [value / 1000 for value in map(_retrieval_ms, group) if value is not None]
+        if seconds:
+            self._observe(RETRIEVAL_SECONDS, names, seconds)
+            self.count(CONTEXT_TOKENS, names, sum(filter(None, map(_context_tokens, group))))
+
     def _count_mirrored(self, mirrored: Interaction) -> None:
         names = (str(mirrored.application), str(mirrored.release))
         self.count(MIRRORED, (*names, f"{mirrored.status // 100}xx"), 1)
@@ -227,6 +243,8 @@ _error = attrgetter("error")
 _cost_usd = attrgetter("cost_usd")
 _first_token_ms = attrgetter("first_token_ms")
 _overhead_ms = attrgetter("overhead_ms")
+_retrieval_ms = attrgetter("retrieval_ms")
+_context_tokens = attrgetter("context_tokens")
 
 
 def sum_measurements(folder: Path) -> Series:

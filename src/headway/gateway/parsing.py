@@ -10,6 +10,7 @@ from headway.domain.interaction import Operation
 from headway.errors import InvalidRequestError
 
 _NULL = msgspec.Raw(b"null")
+_TEXT_PARTS = ("text", "input_text")
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -69,6 +70,19 @@ class ParsedRequest(msgspec.Struct, frozen=True):
         if bytes(field)[:1] == b"[" and self.operation == "responses":
             return _first_content(field, "input")
         return b"" if field == _NULL else bytes(field)
+
+    def user_texts(self) -> list[str]:
+        """Give what the user's messages say, in order; messages that say nothing in text are left out.
+
+        Raises:
+            InvalidRequestError: ``messages`` or ``input`` has the wrong shape.
+        """
+        name = "messages" if self.operation == "chat" else "input"
+        field = self.fields.get(name, _NULL)
+        if bytes(field)[:1] != b"[" and self.operation == "responses":
+            return [text for text in (_text_of(bytes(field)),) if text.strip()]
+        contents = [bytes(message.content) for message in _messages(field, name) if message.role == "user"]
+        return [text for content in contents if (text := _text_of(content)).strip()]
 
     def roles(self) -> list[str]:
         """Give the roles of the messages, in order."""
@@ -135,6 +149,16 @@ def _messages(field: msgspec.Raw, name: str) -> list[_Message]:
         return _decode_messages(field)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"`{name}` must be a list of messages: {error}", param=name) from error
+
+
+def _text_of(content: bytes) -> str:
+    """The text of a message's content: a string, or the texts among its parts."""
+    said = msgspec.json.decode(content)
+    if isinstance(said, str):
+        return said
+    parts = said if isinstance(said, list) else ()
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") in _TEXT_PARTS]
+    return "\n".join([text for text in texts if isinstance(text, str)])
 
 
 def _first_content(field: msgspec.Raw, name: str) -> bytes:

@@ -64,7 +64,8 @@ class _Rule(NamedTuple):
 class ReleaseRenderer:
     """Turns a client's request into the provider request of one release. Made once per release and snapshot.
 
-    Templates see ``user``, ``metadata`` (the request's) and ``today`` (an ISO date, UTC).
+    Templates see ``user``, ``metadata`` (the request's), ``today`` (an ISO date, UTC) and ``passages``: what a grounded
+    answer goes by. Where a template does not name them, they stand behind the prompt.
 
     Raises:
         ConfigurationError: The release's prompt is not a template, or fails whatever the request.
@@ -79,10 +80,13 @@ class ReleaseRenderer:
         }
         self._template: jinja2.Template | None = None
         self._constant: str | None = None
+        self._places_passages = False
         if bundle.prompt is not None:
             try:
                 template = compile_prompt(bundle.prompt)
-                if jinja2.meta.find_undeclared_variables(template.environment.parse(bundle.prompt)):
+                named = jinja2.meta.find_undeclared_variables(template.environment.parse(bundle.prompt))
+                self._places_passages = "passages" in named
+                if named:
                     self._template = template
                 else:
                     self._constant = template.render()
@@ -91,12 +95,13 @@ class ReleaseRenderer:
                 raise ConfigurationError(message) from error
         self._models: dict[Endpoint, msgspec.Raw] = {}
 
-    def render(self, parsed: ParsedRequest, today: str) -> dict[str, msgspec.Raw]:
-        """Apply the prompt and the parameters; what remains is the deployment's model name.
+    def render(self, parsed: ParsedRequest, today: str, passages: str = "") -> dict[str, msgspec.Raw]:
+        """Apply the prompt, the passages and the parameters; what remains is the deployment's model name.
 
         Args:
             parsed: The client's request.
             today: ISO date for the template.
+            passages: What the answer goes by, as the model shall read it; empty for none.
 
         Raises:
             ConfigurationError: The template fails on this request.
@@ -106,9 +111,9 @@ class ReleaseRenderer:
         for rule in self._rules[parsed.operation]:
             _apply(rule, fields)
         if parsed.operation != "embeddings":
-            prompt = self._constant if self._template is None else self._fill(parsed, today)
-            if prompt is not None:
-                self._add_prompt(fields, parsed, prompt)
+            prompt = self._constant if self._template is None else self._fill(parsed, today, passages)
+            if prompt is not None or passages:
+                self._add_prompt(fields, parsed, prompt, passages)
         if parsed.operation == "chat":
             if parsed.stream and not parsed.include_usage:
                 fields["stream_options"] = _with_usage(fields.get("stream_options"))
@@ -124,28 +129,35 @@ class ReleaseRenderer:
         fields["model"] = model
         return msgspec.json.encode(fields)
 
-    def _fill(self, parsed: ParsedRequest, today: str) -> str:
+    def _fill(self, parsed: ParsedRequest, today: str, passages: str) -> str:
         assert self._template is not None
+        metadata = _Metadata(parsed.metadata)
         try:
-            return self._template.render(user=parsed.user or "", metadata=_Metadata(parsed.metadata), today=today)
+            return self._template.render(user=parsed.user or "", metadata=metadata, today=today, passages=passages)
         except _TEMPLATE_ERRORS as error:
             raise ConfigurationError(f"the release's prompt template fails on this request: {error}") from error
 
-    def _add_prompt(self, fields: dict[str, msgspec.Raw], parsed: ParsedRequest, prompt: str) -> None:
-        if self._system_yields and _SYSTEM_ROLES.intersection(parsed.roles()):
+    def _add_prompt(
+        self, fields: dict[str, msgspec.Raw], parsed: ParsedRequest, prompt: str | None, passages: str
+    ) -> None:
+        """Put the prompt and the passages in front; a client's own prompt may replace the release's, never passages."""
+        own = fields.get("instructions", _NULL) if parsed.operation == "responses" else _NULL
+        if self._system_yields and (own != _NULL or _SYSTEM_ROLES.intersection(parsed.roles())):
+            prompt = None
+        elif self._places_passages:
+            passages = ""
+        parts = [part for part in (prompt, passages or None) if part is not None]
+        if not parts:
             return
         if parsed.operation == "responses":
-            own = fields.get("instructions", _NULL)
             if own != _NULL:
-                if self._system_yields:
-                    return
-                prompt = f"{prompt}\n\n{_text(own, 'instructions')}"
-            fields["instructions"] = msgspec.Raw(msgspec.json.encode(prompt))
+                parts.append(_text(own, "instructions"))
+            fields["instructions"] = msgspec.Raw(msgspec.json.encode("\n\n".join(parts)))
             return
         rest = bytes(fields.get("messages", _NULL))
         if rest[:1] != b"[":
             raise InvalidRequestError("`messages` must be a list of messages", param="messages")
-        system = msgspec.json.encode({"role": "system", "content": prompt})
+        system = msgspec.json.encode({"role": "system", "content": "\n\n".join(parts)})
         separator = b"" if rest[1:].lstrip()[:1] == b"]" else b","
         fields["messages"] = msgspec.Raw(b"[" + system + separator + rest[1:])
 

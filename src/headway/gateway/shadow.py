@@ -223,6 +223,7 @@ class Mirrors:
             started=self._clock.monotonic_seconds(),
             headers=(),
             trace=None,
+            groups=original.groups,
         )
 
     def _drop(self, original: Exchange) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from headway.domain.interaction import Interaction
 from headway.gateway.answers import Body, JunkError, Usage, decode_body, note_body, note_finish, note_usage, spell
+from headway.gateway.citations import Citations, Item, first_text, is_text, output_of
 from headway.gateway.transcripts import EVENT_END, ChatTranscript, StreamChoice, payload_of, split_events
 
 _MAX_EVENT_BYTES = 16 * 1024 * 1024
@@ -134,12 +135,21 @@ class ChatStream:
         answer_id: The interaction id.
         hide_usage: The client did not ask for usage: it is recorded, then taken out.
         keep: Whether the chunks are kept for ``transcript``.
+        citations: Of a grounded answer; they go out with the first chunk.
     """
 
-    def __init__(self, interaction: Interaction, answer_id: bytes, hide_usage: bool, keep: bool) -> None:
+    def __init__(
+        self,
+        interaction: Interaction,
+        answer_id: bytes,
+        hide_usage: bool,
+        keep: bool,
+        citations: Citations | None = None,
+    ) -> None:
         self._interaction = interaction
         self._answer_id = answer_id
         self._hide = hide_usage
+        self._citations = citations  # until they have gone out
         self._transcript = ChatTranscript() if keep else None
         self._events = _Events()
         self._spelling = _SPELLINGS[0]
@@ -162,7 +172,8 @@ class ChatStream:
 
     def _rewrite_events(self, data: bytes) -> bytes:
         out = b""
-        while not self._token and data:  # until a chunk tells the provider's id
+        # Until a chunk has told the provider's id, and one has taken the citations.
+        while data and (not self._token or self._citations is not None):
             blank = EVENT_END.search(data)
             end = blank.end() if blank is not None else len(data)
             out += self._rewrite(data[:end])
@@ -206,7 +217,12 @@ class ChatStream:
             event = _without_usage(event, payload)
         if chunk.id is None and chunk.choices is None:
             return event  # Not a chunk, most likely an error.
-        return self._put_id(event, chunk.id)
+        event = self._put_id(event, chunk.id)
+        first = chunk.choices[0] if chunk.choices else None
+        if self._citations is not None and first is not None and first.index == 0 and first.delta is not None:
+            event = self._citations.put_in_chunk(event, payload_of(event) or b"")
+            self._citations = None
+        return event
 
     def _put_id(self, event: bytes, provider_id: str | None) -> bytes:
         if provider_id is not None:
@@ -279,10 +295,15 @@ class _Event(msgspec.Struct, frozen=True):
     sequence_number: int | None = None
     message: str | None = None
     error: Any = None
+    output_index: int | None = None
+    part: msgspec.Raw = msgspec.Raw()
+    item: msgspec.Raw = msgspec.Raw()
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
 _FINAL = frozenset(("response.completed", "response.incomplete", "response.failed"))
+_PARTS = frozenset(("response.content_part.added", "response.content_part.done"))
+_ITEM = "response.output_item.done"
 
 
 class ResponsesStream:
@@ -293,13 +314,23 @@ class ResponsesStream:
         answer_id: The interaction id.
         previous: The client's ``previous_response_id``, put back in the place of the provider's.
         keep: Whether the text is kept for ``transcript``.
+        citations: Of a grounded answer: annotations of its first text, wherever that comes as a whole.
     """
 
-    def __init__(self, interaction: Interaction, answer_id: bytes, previous: bytes | None, keep: bool) -> None:
+    def __init__(
+        self,
+        interaction: Interaction,
+        answer_id: bytes,
+        previous: bytes | None,
+        keep: bool,
+        citations: Citations | None = None,
+    ) -> None:
         self._interaction = interaction
         self._answer_id = answer_id
         self._previous = previous
         self._keep = keep
+        self._citations = citations
+        self._annotated: int | None = None  # the output that has the first text
         self._final: bytes | None = None
         self._text: list[str] = []
         self._events = _Events()
@@ -319,7 +350,9 @@ class ResponsesStream:
         for event in split_events(data):
             payload = payload_of(event)
             if payload is not None and payload.strip() != b"[DONE]":
-                self._read(payload)
+                part = self._read(payload)
+                if part is not None and self._citations is not None:
+                    data = data.replace(event, self._citations.annotate(event, part), 1)
         return self._replace(data)
 
     def _replace(self, data: bytes) -> bytes:
@@ -327,7 +360,8 @@ class ResponsesStream:
             data = data.replace(old, new)
         return data
 
-    def _read(self, payload: bytes) -> None:
+    def _read(self, payload: bytes) -> bytes | None:
+        """Take what an event says; gives the text part in it that is to be annotated, if there is one."""
         try:
             event = _decode_event(payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -353,6 +387,20 @@ class ResponsesStream:
         if event.type == "error" or event.error is not None:
             self.error = (event.message or _error_text(event.error))[:500]
             self.ended = True
+        return None if self._citations is None else self._first_text(event)
+
+    def _first_text(self, event: _Event) -> bytes | None:
+        try:
+            if event.type in _FINAL:
+                return first_text(output_of(event.response))
+            if event.type in _PARTS and is_text(event.part) and self._annotated in (None, event.output_index):
+                self._annotated = event.output_index
+                return bytes(event.part)
+            if event.type == _ITEM and self._annotated == event.output_index:
+                return first_text([msgspec.json.decode(event.item, type=Item)])
+        except msgspec.DecodeError:  # of a shape of its own
+            return None
+        return None
 
     def _learn(self, body: Body, response: bytes) -> None:
         if not body.id or body.id in self._known:

@@ -1,8 +1,9 @@
 """Traces of interactions, after OpenTelemetry's semantic conventions for generative AI. Off, they cost nothing.
 
 One SERVER span per interaction (``chat support``) carries what was recorded of it; below it is one CLIENT span per
-provider call (``chat gpt-4o-mini``), so that retries and fallbacks can be told apart. Tokens are on the interaction's
-span alone, or a backend that adds them up would count them twice. No prompt, no answer, no user name is sent.
+provider call (``chat gpt-4o-mini``), so that retries and fallbacks can be told apart, and one for the search of a
+grounded answer (``retrieval handbook@3``). Tokens are on the interaction's span alone, or a backend that adds them up
+would count them twice. No prompt, no query, no passage, no answer, no user name is sent.
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ class Trace:
         name = f"{_OPERATIONS[self._operation]} {endpoint.model}"
         return CallTrace(self._source, self._source.begin_call(name, self._span, attributes))
 
+    def begin_retrieval(self, index: str) -> CallTrace:
+        """Start the span of a search in an index version, named as ``handbook@3``."""
+        attributes: dict[str, Value] = {"gen_ai.operation.name": "retrieval", "gen_ai.data_source.id": index}
+        return CallTrace(self._source, self._source.begin_call(f"retrieval {index}", self._span, attributes))
+
     def finish(self, interaction: Interaction, application: str, release: str) -> None:
         """Write what was recorded of the interaction onto its span, and end it.
 
@@ -111,7 +117,7 @@ class Trace:
 
 
 class CallTrace:
-    """The span of one provider call."""
+    """The span of one provider call, or of one search."""
 
     def __init__(self, source: SpanSource, span: Span) -> None:
         self._source = source
@@ -178,6 +184,11 @@ def _interaction_attributes(interaction: Interaction, application: str, release:
         "headway.overhead_ms": interaction.overhead_ms,
         "headway.queue_ms": interaction.queue_ms,
         "headway.cost_usd": interaction.cost_usd,
+        "headway.retrieval_ms": interaction.retrieval_ms,
+        "headway.passages": interaction.passages,
+        "headway.context_tokens": interaction.context_tokens,
+        "headway.retrieval_error": interaction.retrieval_error,
+        "headway.cited": interaction.cited,
         "http.response.status_code": interaction.status,
         "error.type": interaction.error,
         "gen_ai.response.id": interaction.provider_id,
