@@ -1,0 +1,367 @@
+"""Where documents come from: a subset of a local folder or of an object store, listed and read through fsspec.
+
+Everything here blocks on files and sockets: call it from a thread.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import fsspec.core
+import msgspec
+
+from headway.errors import ChangedDocumentError, ConfigurationError, HeadwayError, LakeError, UnreadableDocumentError
+from headway.lake.globs import Globs, State
+
+Entry = Mapping[str, Any]
+
+_SCHEMES: Mapping[str, str] = {"file": "", "s3": "s3", "abfs": "azure", "abfss": "azure", "memory": ""}
+_SECRET_NAME = re.compile(r"secret|password|token|credential|connection_string|(?:^|_)(?:key|sas)$", re.IGNORECASE)
+_CREDENTIALS = re.compile(
+    r"credential|authenticat|authoriz|forbidden|permission|access.?denied|\b40[13]\b", re.IGNORECASE
+)
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A subset of a data lake, as it is configured.
+
+    Attributes:
+        url: The root: ``file:/folder`` (``file:./folder`` from the working directory), ``s3://bucket/folder``,
+            ``abfs://container@account.dfs.core.windows.net/folder``; ``memory://folder`` in tests.
+        include, exclude: Patterns (``headway.lake.globs``); a document matches an include and no exclude.
+        prefix: What its path must begin with.
+        modified_since: Only what was modified then or later; aware.
+        options: Keywords for the fsspec file system (``endpoint_url``, ``account_name``, ``anon``); never a secret.
+        secrets: Keywords whose values are secrets, each as a reference (``env:NAME``, ``file:/path``).
+    """
+
+    url: str
+    include: tuple[str, ...] = ("**",)
+    exclude: tuple[str, ...] = ()
+    prefix: str = ""
+    modified_since: datetime | None = None
+    options: dict[str, Any] = {}
+    secrets: dict[str, str] = {}
+
+
+class LakeObject(msgspec.Struct, frozen=True):
+    """One listed file.
+
+    Attributes:
+        path: From the lake's root, with slashes.
+        size: Bytes.
+        modified: ISO 8601, UTC; empty where the lake does not tell.
+        etag: Changes whenever the content does: the store's etag, or made of inode and times of a local file.
+    """
+
+    path: str
+    size: int
+    modified: str
+    etag: str
+
+
+class Skipped(msgspec.Struct, frozen=True):
+    """A path that matches the patterns and cannot be a document, and why."""
+
+    path: str
+    reason: str
+
+
+class Lake:
+    """Lists and reads one source; made by :func:`open_lake`. Several threads may read at once."""
+
+    def __init__(self, source: Source, files: Any, root: str, secrets: tuple[str, ...] = ()) -> None:
+        self._source = source
+        self._files = files
+        self._local = source.url.startswith("file:")
+        self._root = os.path.realpath(root) if self._local else root.rstrip("/")
+        self._secrets = secrets
+        self._globs = Globs(source.include, source.exclude)
+
+    def walk(self) -> Iterator[LakeObject | Skipped]:
+        """List the subset in the order of its paths, one folder in memory at a time.
+
+        Links of a local folder are followed to files inside the root, not to folders and not out of the root.
+
+        Raises:
+            LakeError: The root is missing or no file matches, a folder cannot be listed, or the lake is away.
+        """
+        self._check_root()
+        found = False
+        for path, state, entry in self._entries_below():
+            listed = self._listed(path, state, entry)
+            if isinstance(listed, LakeObject):
+                if not self._is_recent(listed):
+                    continue
+                found = True
+            if listed is not None:
+                yield listed
+        if not found:
+            raise LakeError(self._nothing(), code="lake_empty")
+
+    def look(self, path: str) -> LakeObject:
+        """List one file anew.
+
+        Raises:
+            ChangedDocumentError: It is gone.
+            UnreadableDocumentError: It may not be read, or is not a file inside the root.
+            LakeError: The lake is away, or refuses the credentials.
+        """
+        try:
+            return self._look(path)
+        except HeadwayError:
+            raise
+        except Exception as error:
+            raise self._failure(error, path) from error
+
+    def read(self, listed: LakeObject, limit_bytes: int) -> bytes:
+        """Read a file as it was listed.
+
+        Raises:
+            ChangedDocumentError: It changed after it was listed, or is gone.
+            UnreadableDocumentError: It is larger than ``limit_bytes``, or may not be read.
+            LakeError: The lake is away, or refuses the credentials.
+        """
+        if listed.size > limit_bytes:
+            message = f"has {listed.size:,} bytes; at most {limit_bytes:,} are read"
+            raise UnreadableDocumentError(message, code="document_too_large")
+        try:
+            if self._local:  # what has become a pipe must not be opened
+                self._confirm(listed)
+            body: bytes = (
+                self._files.cat_file(self._full(listed.path), start=0, end=limit_bytes + 1) if listed.size else b""
+            )
+            self._confirm(listed)
+        except HeadwayError:
+            raise
+        except Exception as error:
+            raise self._failure(error, listed.path) from error
+        if len(body) != listed.size:
+            raise ChangedDocumentError(f"has {len(body):,} bytes; {listed.size:,} were listed")
+        return body
+
+    # --- listing ---
+
+    def _entries_below(self) -> Iterator[tuple[str, State, Entry | None]]:
+        """All that is not a folder in the folders that may hold the subset, and links; None for an impossible name."""
+        base = self._globs.base
+        folders = [self._entries(base, self._globs.read(base.split("/")) if base else self._globs.start())]
+        while folders:
+            for path, state, entry in folders[-1]:
+                if entry is None or entry["type"] != "directory" or entry.get("islink"):
+                    yield path, state, entry
+                elif self._globs.may_hold(state) and self._may_begin(path + "/"):
+                    folders.append(self._entries(path, state))
+                    break
+            else:
+                folders.pop()
+
+    def _may_begin(self, folder: str) -> bool:
+        prefix = self._source.prefix
+        return folder.startswith(prefix) or prefix.startswith(folder)
+
+    def _entries(self, folder: str, state: State) -> Iterator[tuple[str, State, Entry | None]]:
+        full = self._full(folder)
+        try:
+            listing = self._files.ls(full, detail=True)
+        except FileNotFoundError:  # went while others were listed, or the patterns begin below what there is
+            self._check_root()
+            return
+        except Exception as error:
+            message = f"folder {folder or '.'} of {self._source.url} cannot be listed: {self._text(error)}"
+            raise LakeError(f"{message}; grant access, or exclude it", code=_code(error)) from error
+        named = []
+        for entry in listing:
+            name = entry["name"][len(full) :].removeprefix("/").removesuffix("/")
+            if name or entry["type"] == "directory":  # an empty file of the folder's own name marks it in some stores
+                # A folder's files come where its name with a slash stands among the paths.
+                named.append((name + "/" if entry["type"] == "directory" else name, name, entry))
+        for _, name, entry in sorted(named, key=lambda item: item[0]):
+            path = f"{folder}/{name}" if folder else name
+            possible = name not in ("", ".", "..") and "/" not in name and _is_text(name)
+            yield path, self._globs.step(state, name), entry if possible else None
+
+    def _listed(self, path: str, state: State, entry: Entry | None) -> LakeObject | Skipped | None:
+        if not path.startswith(self._source.prefix):
+            return None
+        if entry is None:
+            shown = path.encode("utf-8", "replace").decode()
+            return Skipped(shown, "its name cannot be a path: empty, . or .. between slashes, or not UTF-8")
+        if entry.get("islink"):
+            target = os.path.realpath(self._full(path))
+            if Path(target).is_dir():
+                reason = "is a link to a folder: those are not followed"
+                return Skipped(path, reason) if self._globs.may_hold(state) else None
+        if not self._globs.accepts(state):
+            return None
+        try:
+            return self._look(path) if entry.get("islink") else _describe(path, entry)
+        except ChangedDocumentError:
+            return Skipped(path, "is a link that leads nowhere")
+        except UnreadableDocumentError as error:
+            return Skipped(path, error.message)
+
+    def _is_recent(self, listed: LakeObject) -> bool:
+        since = self._source.modified_since
+        return since is None or (listed.modified != "" and datetime.fromisoformat(listed.modified) >= since)
+
+    def _nothing(self) -> str:
+        source = self._source
+        if not self._files.ls(self._root):
+            return f"{source.url} is empty"
+        parts = [f"include {', '.join(source.include)}"]
+        parts += [f"exclude {', '.join(source.exclude)}"] if source.exclude else []
+        parts += [f"prefix {source.prefix}"] if source.prefix else []
+        parts += [f"modified since {source.modified_since.isoformat()}"] if source.modified_since else []
+        return f"no file of {source.url} matches: {'; '.join(parts)}"
+
+    # --- one file ---
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+    def _look(self, path: str) -> LakeObject:
+        full = self._full(path)
+        if self._local:
+            full = os.path.realpath(full)
+            if os.path.commonpath([full, self._root]) != self._root:
+                raise UnreadableDocumentError("is a link to a place outside the lake")
+        try:
+            entry = self._files.info(full)
+        except FileNotFoundError as error:
+            self._check_root()
+            raise ChangedDocumentError("is gone since it was listed", code="document_gone") from error
+        return _describe(path, entry)
+
+    def _confirm(self, listed: LakeObject) -> None:
+        now = self._look(listed.path)
+        if (now.etag, now.size) != (listed.etag, listed.size):
+            raise ChangedDocumentError("changed after it was listed")
+
+    # --- failures ---
+
+    def _check_root(self) -> None:
+        try:
+            kind = self._files.info(self._root)["type"]
+        except FileNotFoundError as error:
+            raise LakeError(f"there is no {self._source.url}", code="lake_missing") from error
+        except Exception as error:
+            raise self._away(error) from error
+        if kind != "directory":
+            raise LakeError(
+                f"{self._source.url} is a file: name its folder, and the file under include", code="lake_missing"
+            )
+
+    def _failure(self, error: Exception, path: str) -> HeadwayError:
+        """What a failed read means: for this file alone, where the rest of the lake still answers."""
+        self._check_root()
+        if isinstance(error, FileNotFoundError):
+            return ChangedDocumentError("is gone since it was listed", code="document_gone")
+        if _code(error) == "lake_forbidden":
+            return UnreadableDocumentError(f"may not be read: {self._text(error)}")
+        return LakeError(f"{path} of {self._source.url} cannot be read: {self._text(error)}")
+
+    def _away(self, error: Exception) -> LakeError:
+        if _code(error) == "lake_forbidden":
+            message = f"{self._source.url} refuses the credentials: {self._text(error)}"
+            return LakeError(message, code="lake_forbidden")
+        return LakeError(f"{self._source.url} cannot be reached: {self._text(error)}")
+
+    def _text(self, error: Exception) -> str:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def open_lake(source: Source, read_secret: Callable[[str], str]) -> Lake:
+    """Make the lake of a source; nothing is read from it yet.
+
+    Args:
+        source: What to list.
+        read_secret: Gives the secret that a reference names.
+
+    Raises:
+        ConfigurationError: The URL, a pattern, an option or a secret is wrong, or an extra is not installed.
+    """
+    _check_url(source.url)
+    for name in _names_in(source.options):
+        if _SECRET_NAME.search(name):
+            raise ConfigurationError(
+                f"lake option {name} is a secret: give it under secrets, as env:NAME or file:/path"
+            )
+    secrets = {name: read_secret(reference) for name, reference in source.secrets.items()}
+    scheme = source.url.partition(":")[0]
+    options = {**source.options, **secrets, "skip_instance_cache": True, "use_listings_cache": False}
+    try:
+        files, root = fsspec.core.url_to_fs(source.url, **options)
+    except ImportError as error:
+        extra = _SCHEMES[scheme]
+        raise ConfigurationError(f"{scheme}:// needs the {extra} extra: pip install 'headway[{extra}]'") from error
+    except (TypeError, ValueError) as error:
+        # Without the cause: it may quote a secret.
+        raise ConfigurationError(f"the options of {source.url} do not fit ({type(error).__name__})") from None
+    return Lake(source, files, root, tuple(secrets.values()))
+
+
+def _names_in(options: Any) -> Iterator[str]:
+    for name, value in options.items() if isinstance(options, dict) else ():
+        yield str(name)
+        yield from _names_in(value)
+
+
+def _check_url(url: str) -> None:
+    scheme, colon, rest = url.partition(":")
+    place = rest.removeprefix("//")
+    if not colon or scheme not in _SCHEMES or "::" in url:
+        problem = "is not file:/folder, s3://bucket/folder or abfs://container@account.dfs.core.windows.net/folder"
+    elif scheme != "file" and (not rest.startswith("//") or not place.strip("/")):
+        problem = f"needs the name of a bucket or container: {scheme}://name/folder"
+    elif scheme == "file" and rest.startswith("//") and not place.startswith("/"):
+        problem = "names a host: write file:/folder, or file:./folder"
+    elif scheme == "file" and not rest:
+        problem = "names no folder"
+    elif ":" in place.partition("/")[0].partition("@")[0]:
+        raise ConfigurationError("the lake's URL holds a secret: give it under secrets, as env:NAME or file:/path")
+    else:
+        return
+    raise ConfigurationError(f"lake {url} {problem}")
+
+
+def _describe(path: str, entry: Entry) -> LakeObject:
+    if entry["type"] != "file":
+        raise UnreadableDocumentError("is not a file")
+    etag = entry.get("ETag") or entry.get("etag")
+    if not etag:
+        etag = "-".join(str(entry[name]) for name in ("ino", "mtime", "created") if name in entry)
+    return LakeObject(path, int(entry["size"]), _modified(entry), str(etag).strip('"'))
+
+
+def _modified(entry: Entry) -> str:
+    for name in ("mtime", "LastModified", "last_modified", "created"):
+        moment = entry.get(name)
+        if isinstance(moment, (int, float)):
+            moment = datetime.fromtimestamp(moment, UTC)
+        if isinstance(moment, datetime):
+            return moment.astimezone(UTC).isoformat()
+    return ""
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
+
+
+def _code(error: Exception) -> str:
+    described = f"{type(error).__name__} {error}"
+    refused = isinstance(error, PermissionError) or _CREDENTIALS.search(described)
+    return "lake_forbidden" if refused else "lake_unavailable"

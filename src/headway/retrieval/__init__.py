@@ -1,0 +1,1 @@
+"""Search indexes: documents cut into chunks, embedded, and found again."""
