@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from headway.config.document import Document, Place, nearest
+from headway.config.document import Document, Place, nearest, show
 from headway.config.policies import OFF, SHADOW
 from headway.config.quantities import Measure, format_duration, format_share
 from headway.config.schema import INVALID
@@ -39,6 +39,9 @@ from headway.errors import ConfigurationError
 
 _LABEL_KINDS = ("label", "text")
 _ROUNDING = 1e-9
+_SMALLEST_CHANCE = 1e-6
+_SMALLEST_RATIO = 1e-3
+_SMALLEST_LOSS = 1e-4  # of a metric's range; of a ratio, ten times that
 
 Tree = Mapping[str, Any]  # as the schema read it: defaults filled in, INVALID where a problem was noted
 
@@ -61,6 +64,7 @@ def resolve_policy(name: str, entry: Tree, feedback: Feedback, document: Documen
     stages = _resolve_stages(entry["stages"], (*place, "stages"), document)
     holdback = _resolve_holdback(entry["holdback"], stages, (*place, "holdback"), document)
     rules = _resolve_rules(entry, place, feedback, document)
+    _check_chances(entry, place, document)
     baselines = _resolve_baselines(entry["baselines"], rules, feedback, (*place, "baselines"), document)
     switch = _resolve_kill_switch(entry["kill_switch"], (*place, "kill_switch"), document)
     shadow = stages[0] if stages is not None else None
@@ -86,6 +90,16 @@ def resolve_policy(name: str, entry: Tree, feedback: Feedback, document: Documen
         kill_switch=switch,
         baselines=baselines,
     )
+
+
+def _check_chances(entry: Tree, place: Place, document: Document) -> None:
+    holdback = entry["holdback"]
+    chances = [((*place, key), entry[key]) for key in ("alpha", "beta")]
+    if isinstance(holdback, Mapping):
+        chances.append(((*place, "holdback", "alpha"), holdback["alpha"]))
+    for where, chance in chances:
+        if chance is not INVALID and chance < _SMALLEST_CHANCE:
+            document.complain(where, f"must be at least {_SMALLEST_CHANCE:f}: no traffic gives the evidence for less")
 
 
 # --- stages --------------------------------------------------------------------------------------------------------
@@ -228,6 +242,9 @@ def _weigh(
         document.complain(place, f"the weights add up to {given:g} already, which leaves nothing for {names}")
         return None
     rest = (1.0 - given) / len(others) if others else 0.0
+    if min(rest if weight is None else weight for weight in weights) < _SMALLEST_CHANCE:
+        document.complain(place, f"no weight may be below {_SMALLEST_CHANCE:f}: such a rule would never roll back")
+        return None
     pairs = zip(rules, weights, strict=True)
     return tuple(replace(rule, weight=rest if weight is None else weight) for rule, weight in pairs)
 
@@ -263,7 +280,7 @@ def _resolve_metric(name: Any, place: Place, feedback: Feedback, document: Docum
         return None
     if name not in MEASURED and name not in feedback.sound:
         rated = [each for each, metric in feedback.sound.items() if metric.kind not in _LABEL_KINDS]
-        document.complain(place, f"no metric is called {name!r}{nearest(name, [*MEASURED, *rated])}")
+        document.complain(place, f"no metric is called {show(name)}{nearest(name, [*MEASURED, *rated])}")
         return None
     metric = find_metric(name, feedback.sound)
     if metric.kind in _LABEL_KINDS:
@@ -290,6 +307,8 @@ def _resolve_points(metric: Metric, margin: Measure, place: Place, document: Doc
         problem = "a margin is the largest acceptable loss, whichever way is better: write it without a sign"
     elif value == 0.0:
         problem = "must be above 0: that nothing at all is lost can never be shown"
+    elif value < _SMALLEST_LOSS * widest:
+        problem = f"is too small to be shown with any traffic: at least {_SMALLEST_LOSS:.2%} of its range"
     elif value >= widest:
         problem = f"is as wide as {metric.name} itself: it would allow any loss"
     if problem:
@@ -315,7 +334,11 @@ def _read_points(metric: Metric, measure: Measure, place: Place, document: Docum
 def _check_ratio(metric: Metric, ratio: float, place: Place, document: Document) -> bool:
     lower = metric.direction == "lower"
     if ratio > 1.0 if lower else ratio < 1.0:
-        return True
+        if ratio >= _SMALLEST_RATIO and abs(ratio - 1.0) >= 10 * _SMALLEST_LOSS:
+            return True
+        near = f"must be at least {10 * _SMALLEST_LOSS:g} from 1: less can be shown with no traffic"
+        document.complain(place, near if ratio >= _SMALLEST_RATIO else f"must be at least {_SMALLEST_RATIO:g}")
+        return False
     better, side = ("lower", "above") if lower else ("higher", "below")
     hint = f" (such as {1 / ratio:.3g})" if ratio != 1.0 else ": that nothing at all is lost can never be shown"
     document.complain(place, f"{metric.name} is better {better}: its ratio, candidate over stable, is {side} 1{hint}")
