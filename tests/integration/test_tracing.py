@@ -212,6 +212,29 @@ def test_attributes_follow_the_conventions(receiver: Receiver) -> None:
     assert {name: told.get(name) for name in expected} == expected
 
 
+def test_a_search_is_a_span_of_its_own_that_tells_no_query_and_no_passage(receiver: Receiver) -> None:
+    tracing = open_tracing(receiver)
+    trace = tracing.begin({}, "chat", "support")
+    trace.begin_retrieval("handbook@3").finish(None, "retrieval_timeout")
+    trace.begin_retrieval("handbook@4").finish(None)
+    found: dict[str, Any] = {
+        "retrieval_ms": 4.5,
+        "passages": 2,
+        "context_tokens": 300,
+        "cited": False,
+        "retrieved": (7, 9),
+    }
+    trace.finish(interaction(**found), "support", "v1")
+    tracing.close()
+    whole, failed, fine = map(receiver.span, ("chat support", "retrieval handbook@3", "retrieval handbook@4"))
+    assert failed.parent_span_id == fine.parent_span_id == whole.span_id
+    assert (failed.status.code, fine.status.code) == (Status.STATUS_CODE_ERROR, Status.STATUS_CODE_UNSET)
+    told = {"gen_ai.operation.name": "retrieval", "gen_ai.data_source.id": "handbook@3"}
+    assert attributes(failed) == {**told, "error.type": "retrieval_timeout"}
+    expected = {"retrieval_ms": 4.5, "passages": 2, "context_tokens": 300, "cited": False}
+    assert {name: attributes(whole).get(f"headway.{name}") for name in expected} == expected
+
+
 def test_neither_content_nor_people_are_in_a_trace(receiver: Receiver) -> None:
     tracing = open_tracing(receiver)
     trace = tracing.begin({}, "responses", "support")
