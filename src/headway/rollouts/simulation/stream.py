@@ -139,7 +139,7 @@ class Stream:
         delays = np.where(answers, chunk.delay_seconds[1][base], chunk.delay_seconds[0][base])
         return _Calls(
             base=base,
-            ids=self._ids(chunk.first, base),
+            ids=self._ids(chunk.first, base, again),
             arms=booked.tolist(),
             releases=(1 + answers).tolist(),
             units=[chunk.units[8 * each : 8 * each + 8] for each in base.tolist()],
@@ -152,11 +152,11 @@ class Stream:
             delay_ms=1000 * delays,
         )
 
-    def _ids(self, first: int, base: npt.NDArray[np.int64]) -> bytes:
-        """Make ids of 16 bytes: the time, then the number of the call in its chunk and of the chunk."""
+    def _ids(self, first: int, base: npt.NDArray[np.int64], again: npt.NDArray[np.bool_]) -> bytes:
+        """Make ids of 16 bytes: the time, and which call it is."""
         parts = np.zeros((base.size, 2), dtype=">u8")
         parts[:, 0] = (START_MS + ((first + base) * self._interval_ms).astype(np.int64)) << 16
-        parts[:, 1] = (first << 32) + np.arange(base.size)
+        parts[:, 1] = 2 * (first + base) + again
         return parts.tobytes()
 
     def _interactions(self, calls: _Calls, first: int, last: int, status: Status) -> list[Interaction]:
