@@ -30,7 +30,7 @@ from headway.storage.outbox import Delivery
 _log = structlog.get_logger("headway.rollouts.webhooks")
 
 _POLL_SECONDS = 1.0
-_AT_ONCE = 20
+_AT_ONCE = 100
 _LEASE_SECONDS = 60.0  # longer than any call: who dies in one leaves the message to others
 _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_SECONDS = 86_400.0
@@ -51,6 +51,7 @@ class Courier(Collector):
         self._database = database
         self._clock = clock
         self._client = client
+        self._under_way = 0
         self._counts = {"delivered": 0, "postponed": 0, "given_up": 0}
 
     def collect(self) -> Iterator[Metric]:
@@ -63,33 +64,49 @@ class Courier(Collector):
         yield counter
 
     async def run(self) -> None:
-        """Deliver what is due until cancelled, whatever happens to the database."""
-        while True:
-            try:
-                due = await self.deliver()
-            except StorageError as error:
-                _log.info("webhooks_wait", detail=error.message)
-                due = 0
-            if due == 0:
-                await self._clock.sleep(_POLL_SECONDS)
+        """Deliver what is due until cancelled, whatever happens to the database; no webhook waits for a slow one."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    due = await self._claim(_AT_ONCE - self._under_way)
+                except StorageError as error:
+                    _log.info("webhooks_wait", detail=error.message)
+                    due = []
+                for delivery in due:
+                    group.create_task(self._deliver(delivery))
+                if not due:
+                    await self._clock.sleep(_POLL_SECONDS)
 
     async def deliver(self) -> int:
-        """Make one attempt at the messages that are due.
+        """Make one attempt at the messages that are due, and wait for what comes of it.
 
         Returns:
             How many there were.
 
         Raises:
-            StorageError: The database is away; a message whose fate could not be written down comes again.
+            StorageError: The database is away.
         """
-        async with self._database.connection() as connection:
-            due = await outbox.claim(connection, self._clock.unix_ms(), lease_seconds=_LEASE_SECONDS, limit=_AT_ONCE)
-        problems = await asyncio.gather(*(self._attempt(delivery) for delivery in due))
-        if due:
-            async with self._database.connection() as connection:
-                for delivery, problem in zip(due, problems, strict=True):
-                    await self._settle(connection, delivery, problem)
+        due = await self._claim(_AT_ONCE)
+        await asyncio.gather(*map(self._deliver, due))
         return len(due)
+
+    async def _claim(self, limit: int) -> list[Delivery]:
+        if limit == 0:
+            return []
+        async with self._database.connection() as connection:
+            due = await outbox.claim(connection, self._clock.unix_ms(), lease_seconds=_LEASE_SECONDS, limit=limit)
+        self._under_way += len(due)
+        return due
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        try:
+            problem = await self._attempt(delivery)
+            async with self._database.connection() as connection:
+                await self._settle(connection, delivery, problem)
+        except StorageError as error:
+            _log.info("webhooks_wait", detail=error.message)  # its fate could not be written down: it comes again
+        finally:
+            self._under_way -= 1
 
     async def _attempt(self, delivery: Delivery) -> str | None:
         """Deliver a message.

@@ -19,6 +19,7 @@ from psycopg.types.json import Jsonb
 from headway.clock import ManualClock
 from headway.config.spec import Specification, WebhookSpec
 from headway.domain.policy import StageRule
+from headway.domain.rollout import Command
 from headway.errors import ConfigurationError
 from headway.providers.webhooks import WebhookClient
 from headway.rollouts.operations import take
@@ -286,6 +287,31 @@ async def test_nobody_there_no_answer_no_secret(
         "no answer within 0.2 s",
         "secret env:NO_SUCH_HOOK: the environment variable is not set",
     ]
+
+
+COMMANDS: tuple[Command, ...] = ("pause", "resume", "advance")
+
+
+async def test_a_webhook_that_hangs_keeps_no_other_waiting(
+    database: Database, clock: ManualClock, receiver: Receiver, employ: Employ
+) -> None:
+    silent = Receiver()
+    silent.statuses = ["silence"]
+    async with listening(silent.serve) as silent.port, employ() as courier, asyncio.timeout(10):
+        await configure(database, {"url": silent.url}, {"url": receiver.url})
+        trial = await begin_trial(database, clock)
+        running = asyncio.create_task(courier.run())
+        for command in COMMANDS:
+            await receiver.heard.wait()
+            receiver.heard.clear()
+            while clock.sleepers == 0:  # noqa: ASYNC110  # the clock tells nobody
+                await asyncio.sleep(0.01)
+            await trial.take(command)
+            clock.advance(1)
+        await receiver.heard.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert receiver.events() == ["rollout.started", "rollout.paused", "rollout.resumed", "rollout.advanced"]
 
 
 async def test_two_couriers_share_the_work(
