@@ -203,7 +203,8 @@ async def test_switches_under_load(tmp_path: Path, database_url: str, proof: boo
                 switches.append(await operator.do(command))
             await asyncio.sleep(CALM_SECONDS)
         assert [each.problem for each in users.asked if each.problem] == []
-        booked = [headway.read_id(each.answer_id) for each in users.asked]
+        signer = headway.snapshot().signing.signer()
+        booked = [signer.read(each.answer_id) for each in users.asked]
         check_lags(switches, booked)
         check_waits(switches, users.asked)
         check_recorded(headway, len(booked))
