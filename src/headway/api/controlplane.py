@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -107,12 +109,25 @@ async def _on_error(_: Request, error: Exception) -> Response:
     return _response(render_problem(error))
 
 
+_SAID: Mapping[str, str] = MappingProxyType(
+    {
+        "missing": "is required",
+        "extra_forbidden": "is not known here",
+        "string_pattern_mismatch": "must not be blank, nor hold control characters",
+        "model_attributes_type": "must be a JSON object",
+    }
+)
+"""What pydantic says of its own workings, for people."""
+
+
 async def _on_invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"][1:]]
-    where = ".".join(place)
-    message = f"{where}: {first['msg']}" if where else str(first["msg"])
+    if first["type"] == "json_invalid":
+        return _response(render_problem(InvalidRequestError("the body is not JSON", code="invalid_json")))
+    where = ".".join(str(part) for part in first["loc"][1:])
+    said = _SAID.get(first["type"], str(first["msg"]))
+    message = f"{where or 'the body'}: {said}"
     return _response(render_problem(InvalidRequestError(message, param=where or None)))
 
 

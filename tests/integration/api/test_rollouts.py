@@ -136,6 +136,24 @@ async def test_who_overrules_the_evidence_says_why(control: Control, trial: Tria
     assert await trial.decisions() == []
 
 
+async def test_bodies_that_are_wrong_are_told_in_words(control: Control, trial: Trial) -> None:
+    async def ask(**sent: Any) -> tuple[Any, ...]:
+        status, body = await control.call("POST", f"{ADMIN}/rollouts/{trial.number}/advance", **sent)
+        return status, body["code"], body["detail"], body.get("param")
+
+    wrong = "invalid_request"
+    assert await ask(json={"reason": " "}) == (
+        400, wrong, "reason: must not be blank, nor hold control characters", "reason"
+    )  # fmt: skip
+    assert await ask(json={}) == (400, wrong, "reason: is required", "reason")
+    assert await ask(json={"reason": "x", "why": 1}) == (400, wrong, "why: is not known here", "why")
+    assert await ask(json=[]) == (400, wrong, "the body: must be a JSON object", None)
+    assert await ask(content=b"") == (400, wrong, "the body: is required", None)
+    assert await ask(content=b"{", headers={"content-type": "application/json"}) == (
+        400, "invalid_json", "the body is not JSON", None
+    )  # fmt: skip
+
+
 async def test_viewers_look_and_do_not_lead(control: Control, trial: Trial) -> None:
     for command in ("pause", "resume", "approve", "advance", "promote", "rollback"):
         path = f"{ADMIN}/rollouts/{trial.number}/{command}"
