@@ -82,7 +82,8 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await opened.close()
 
 
-def create_database(postgres_url: str, name: str, template: str = "template0") -> None:
+def create_database(postgres_url: str, name: str, template: str = "template1") -> None:
+    """Make a database; the template of the embedded server holds pgvector."""
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))

@@ -7,12 +7,13 @@ booked with what it wrote, in one transaction, and only while the version is sti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, LiteralString
 
 import msgspec
+import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
@@ -25,6 +26,7 @@ from headway.storage.database import Connection
 Stage = Literal["snapshot", "load", "index", "verify"]
 STAGES: tuple[Stage, ...] = ("snapshot", "load", "index", "verify")
 
+_FETCHED_ROWS = 1000
 _LOCK_CLASS = 0x68776978  # "hwix"
 _LIVENESS = (
     "SELECT set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '1', false),"
@@ -41,7 +43,6 @@ class Progress(msgspec.Struct, frozen=True):
         skipped: Of them, left out, each with its reason.
         size_bytes: Of the documents that were read.
         chunks: In the index.
-        tokens: Of these chunks.
         reused: Chunks whose vectors were there already.
         embedded: Chunks that were embedded.
         cost_usd: What that has cost; None where the price is not known.
@@ -53,7 +54,6 @@ class Progress(msgspec.Struct, frozen=True):
     skipped: int = 0
     size_bytes: int = 0
     chunks: int = 0
-    tokens: int = 0
     reused: int = 0
     embedded: int = 0
     cost_usd: float | None = None
@@ -107,6 +107,36 @@ class Listed(msgspec.Struct, frozen=True):
     size: int
     modified: str
     etag: str
+
+
+class Earlier(msgspec.Struct, frozen=True):
+    """A document of an earlier version; ``number`` is its row's."""
+
+    number: int
+    content_hash: str
+    title: str
+    metadata: dict[str, Any]
+    chunks: int
+
+
+class Count(msgspec.Struct, frozen=True):
+    """What a version's tables hold.
+
+    Attributes:
+        listed: Documents that are neither loaded nor skipped.
+        loaded: Documents that are loaded.
+        skipped: Documents that were left out.
+        chunks: Chunks.
+        tokens: Of all chunks.
+        astray: Loaded documents that have another number of chunks than they were booked with.
+    """
+
+    listed: int
+    loaded: int
+    skipped: int
+    chunks: int
+    tokens: int
+    astray: int
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -189,6 +219,15 @@ async def hold(connection: Connection, version: int) -> bool:
     return row is not None and bool(row[0])
 
 
+async def let_go(connection: Connection) -> None:
+    """Stop building what this connection holds."""
+    try:
+        await connection.execute("SELECT pg_advisory_unlock_all()")
+        await connection.set_autocommit(False)
+    except psycopg.Error:  # it is broken, and with it the lock is gone
+        await connection.close()
+
+
 async def is_held(connection: Connection, version: int) -> bool:
     """Say whether somebody is building a version right now."""
     cursor = await connection.execute(
@@ -222,6 +261,67 @@ async def next_documents(connection: Connection, version: int, *, after: str, li
         (version, after, limit),
     )
     return [Listed(*row) for row in await cursor.fetchall()]
+
+
+async def list_manifests(connection: Connection, index: str) -> list[tuple[int, dict[str, Any]]]:
+    """List the published versions of an index, newest first: the row's number, and the manifest."""
+    cursor = await connection.execute(
+        "SELECT v.id, v.manifest FROM index_version v JOIN search_index i ON i.id = v.index_id"
+        " WHERE i.name = %s AND v.state = 'published' AND v.manifest ? 'recipe' ORDER BY v.id DESC",
+        (index,),
+    )
+    return [(version, manifest) async for version, manifest in cursor]
+
+
+async def find_earlier(connection: Connection, version: int, paths: Sequence[str]) -> dict[str, Earlier]:
+    """Find what a version holds at these paths."""
+    cursor = await connection.execute(
+        "SELECT path, id, content_hash, title, metadata, chunks FROM index_document"
+        " WHERE version_id = %s AND path = ANY(%s) AND state = 'loaded'",
+        (version, list(paths)),
+    )
+    return {path: Earlier(*row) async for path, *row in cursor}
+
+
+async def count(connection: Connection, version: int) -> Count:
+    """Count what a version's tables hold."""
+    cursor = await connection.execute(
+        """
+        WITH loaded AS (
+            SELECT document, count(*) AS chunks, sum(tokens) AS tokens FROM index_chunk WHERE version = %(version)s
+            GROUP BY document
+        )
+        SELECT count(*) FILTER (WHERE d.state = 'listed'), count(*) FILTER (WHERE d.state = 'loaded'),
+               count(*) FILTER (WHERE d.state = 'skipped'), coalesce(sum(c.chunks), 0)::bigint,
+               coalesce(sum(c.tokens), 0)::bigint,
+               count(*) FILTER (WHERE d.id IS NULL OR d.chunks <> coalesce(c.chunks, 0))
+        FROM (SELECT * FROM index_document WHERE version_id = %(version)s) d FULL JOIN loaded c ON c.document = d.id
+        """,
+        {"version": version},
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return Count(*row)
+
+
+async def stream_documents(connection: Connection, version: int) -> AsyncGenerator[tuple[Document, str | None], None]:
+    """Read the documents of a version in the order of their paths, each with the SHA-256 of its chunks' hashes.
+
+    A document that was skipped has None in its place.
+    """
+    query: LiteralString = """
+        SELECT d.path, d.content_hash, d.title, d.modified, d.metadata, d.groups, c.hash FROM index_document d
+        LEFT JOIN (
+            SELECT document, encode(sha256(string_agg(content_hash, '' ORDER BY position)::bytea), 'hex') AS hash
+            FROM index_chunk WHERE version = %(version)s GROUP BY document
+        ) c ON c.document = d.id
+        WHERE d.version_id = %(version)s ORDER BY d.path COLLATE "C"
+    """
+    async with connection.cursor("headway_documents") as rows:
+        rows.itersize = _FETCHED_ROWS
+        await rows.execute(query, {"version": version})
+        async for path, content_hash, title, modified, metadata, groups, chunks_hash in rows:
+            yield Document(path, content_hash, title, modified, metadata, tuple(groups)), chunks_hash
 
 
 async def book(
@@ -269,7 +369,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
 async def publish(
     connection: Connection, build: Build, progress: Progress, manifest: dict[str, Any], manifest_hash: str
 ) -> None:
-    """Make a version what releases can name.
+    """Make a version what releases can name; its manifest holds the recipe.
 
     Raises:
         ConflictError: The build was cancelled.
@@ -278,7 +378,7 @@ async def publish(
     await connection.execute(
         "UPDATE index_version SET state = 'published', manifest = %s, manifest_hash = %s, dimensions = %s,"
         " ended_at = clock_timestamp() WHERE id = %s",
-        (Jsonb(manifest), manifest_hash, manifest["dimensions"], build.version),
+        (Jsonb(manifest), manifest_hash, manifest["recipe"]["dimensions"], build.version),
     )
     await audit.record(
         connection,
