@@ -11,7 +11,7 @@ from rich.text import Text
 
 from headway.cli.rollout_screen import Reading
 from headway.cli.terminal import cell
-from headway.domain.display import describe_evidence, format_seconds, format_share, format_usd, scale_of
+from headway.domain.display import describe_evidence, format_rate, format_seconds, format_share, format_usd, scale_of
 from headway.domain.policy import Policy
 from headway.domain.recording import Terms
 from headway.domain.rollout import SAMPLE_RATIO_ALARM
@@ -62,7 +62,7 @@ def _rules(terms: Terms) -> Table:
             role,
             scale.effect(rule.margin * sign),
             scale.effect(rule.harm * sign),
-            format_share(rule.weight),
+            format_rate(rule.weight),
             f"{level} (declared)" if declared else level,
         )
     return table

@@ -203,3 +203,13 @@ def test_the_terms_in_words() -> None:
     assert f"sample ratio      E {math.exp(0.2):.1f}, alarm at 1,000" in text
     assert "a kinder prompt" in text
     assert POLICY.name in drawn(Screen(reading()))
+
+
+def test_parts_of_alpha_have_no_more_digits_than_count() -> None:
+    thirds = replace(POLICY, rules=tuple(replace(rule, weight=1 / 3) for rule in RULES))
+    terms = reading().rollout.terms
+    assert terms is not None
+    shown = reading(rollout=rollout(terms=replace(terms, policy=thirds)))
+    text = "".join(drawn(part, width=120) for part in draw_terms(shown))
+    assert "33.3%" in row(text, "cost")
+    assert "33.33" not in text
