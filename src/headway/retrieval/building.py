@@ -34,7 +34,7 @@ from headway.lake.sources import Lake, LakeObject, Skipped, Source, open_lake
 from headway.retrieval.batches import Labels
 from headway.retrieval.loading import Embedder, Loading, Preparation
 from headway.retrieval.manifest import PIPELINE, ContentHash, Manifest, Recipe, name_embedder
-from headway.storage import builds, partitions
+from headway.storage import builds, partitions, versions
 from headway.storage.builds import Build, Count, Listed, Outcome, Progress, Stage
 from headway.storage.database import Connection, Database
 
@@ -242,6 +242,9 @@ class _Builder:
         )
         async with self._tools.database.connection() as connection:
             await builds.publish(connection, build, progress, msgspec.to_builtins(manifest), content.hexdigest())
+        async with self._tools.database.connection() as connection:
+            keep = build.spec.index.keep
+            await versions.enforce_keep(connection, build.index, keep, author=build.created_by)
         self._build = replace_fields(build, progress=progress, state="published")
         self._tell(self._build)
         return self._build

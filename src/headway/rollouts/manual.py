@@ -12,6 +12,7 @@ from headway.storage import audit, routing
 from headway.storage.applications import Application, Release, find_application, find_release
 from headway.storage.database import Connection
 from headway.storage.rollouts import Rollout, Step, active_rollout, move, open_manual
+from headway.storage.versions import require_published
 
 _SALT_BYTES = 16
 
@@ -113,6 +114,7 @@ def _refuse_stable(application: Application, release: Release, rollout: Rollout 
 async def _begin(connection: Connection, application: Application, candidate: Release, step: Step) -> ShareChange:
     if step.share == 0:
         raise ConflictError(f"{candidate.name} has no share of {application.name}; there is nothing to take back")
+    await require_published(connection, candidate.bundle)
     rollout = await open_manual(connection, application, candidate, step, secrets.token_bytes(_SALT_BYTES))
     if step.share == 1:
         rollout = await move(connection, rollout, step, "promoted")

@@ -16,6 +16,7 @@ from headway.storage import audit, baselines, configuration, rollouts, routing
 from headway.storage.applications import Application, Release, find_application, find_release
 from headway.storage.database import Connection
 from headway.storage.rollouts import Opening, Rollout
+from headway.storage.versions import require_published
 
 _SALT_BYTES = 16
 
@@ -121,8 +122,10 @@ async def open_rollout(
     """Open a rollout that has been prepared in this transaction; the snapshot is the caller's.
 
     Raises:
-        ConflictError: A rollout is running, or the stable release has changed meanwhile.
+        ConflictError: A rollout is running, the stable release has changed meanwhile, or the candidate's index version
+            was dropped.
     """
+    await require_published(connection, candidate.bundle)
     restarts = await rollouts.count_restarts(connection, candidate)
     status = begin(prepared.terms, now_ms)
     opening = Opening(prepared.terms, status, restarts, author, reason, now_ms)

@@ -219,6 +219,13 @@ async def hold(connection: Connection, version: int) -> bool:
     return row is not None and bool(row[0])
 
 
+async def hold_in_transaction(connection: Connection, version: int) -> bool:
+    """Try to keep others from building a version until the transaction ends."""
+    cursor = await connection.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", (_LOCK_CLASS, version))
+    row = await cursor.fetchone()
+    return row is not None and bool(row[0])
+
+
 async def let_go(connection: Connection) -> None:
     """Stop building what this connection holds."""
     try:

@@ -1,0 +1,245 @@
+"""Index versions as they are shown, compared and dropped: who uses them, what they hold, what differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, LiteralString
+
+import msgspec
+from psycopg.rows import class_row, dict_row
+
+from headway.config.document import nearest
+from headway.config.indexes import LATEST, IndexReference, VersionSpec
+from headway.domain.knowledge import IndexState
+from headway.errors import ConflictError, NotFoundError
+from headway.storage import audit, builds, partitions
+from headway.storage.builds import Progress
+from headway.storage.database import Connection
+
+_DROP_SECONDS = "5s"
+
+
+@dataclass(frozen=True)
+class Use:
+    """A release in use that names an index version: it is stable, takes part in a rollout, or is wanted by the file."""
+
+    index: str
+    number: int
+    application: str
+    release: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """An index version.
+
+    Attributes:
+        version: Its row's number.
+        index: Name of its index.
+        number: Its number in the index: ``NAME@number``.
+        state: Where it stands.
+        stage: The next step of its build.
+        spec: What it is built by.
+        progress: How far its build is, or was.
+        problem: Why it failed, or waits.
+        manifest: What it consists of; None until it is published.
+        manifest_hash: Equal for equal content.
+        created_at, created_by: When its build began, and who wanted it.
+        ended_at: When its build ended.
+        used_by: Releases in use that name it, as ``application: release``.
+    """
+
+    version: int
+    index: str
+    number: int
+    state: IndexState
+    stage: str
+    spec: VersionSpec
+    progress: Progress
+    problem: str | None
+    manifest: dict[str, Any] | None
+    manifest_hash: str | None
+    created_at: datetime
+    created_by: str
+    ended_at: datetime | None
+    used_by: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """Its name, as ``handbook@3``."""
+        return f"{self.index}@{self.number}"
+
+
+@dataclass(frozen=True)
+class DocumentChange:
+    """A document that one version has and another has not, or has with other content."""
+
+    change: Literal["added", "changed", "removed"]
+    path: str
+    title: str
+
+
+_SELECT: LiteralString = (
+    "SELECT v.id AS version, i.name AS index, v.number, v.state, v.stage, v.spec, v.progress, v.problem, v.manifest,"
+    " v.manifest_hash, v.created_at, v.created_by, v.ended_at"
+    " FROM index_version v JOIN search_index i ON i.id = v.index_id"
+)
+
+
+async def list_versions(connection: Connection, index: str | None = None) -> list[Version]:
+    """List the versions of an index, or of all, newest first."""
+    uses = await list_uses(connection)
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _SELECT + " WHERE %(index)s::text IS NULL OR i.name = %(index)s ORDER BY v.id DESC", {"index": index}
+        )
+        return [_version(row, uses) for row in await cursor.fetchall()]
+
+
+async def find_version(connection: Connection, wanted: IndexReference) -> Version:
+    """Find a version; of a name alone the latest published one, else the newest.
+
+    Raises:
+        NotFoundError: There is none; the message names the nearest.
+    """
+    versions = await list_versions(connection, wanted.name)
+    if not versions:
+        names = {version.index for version in await list_versions(connection)}
+        hint = nearest(wanted.name, names) or f"; `headway index build {wanted.name}` makes one"
+        raise NotFoundError(f"no index called {wanted.name!r} has a version{hint}", param="index")
+    if wanted.version == LATEST:
+        return next((version for version in versions if version.state == "published"), versions[0])
+    for version in versions:
+        if version.number == wanted.version:
+            return version
+    raise NotFoundError(f"there is no {wanted}; the newest is {versions[0].label}", param="index")
+
+
+async def list_uses(connection: Connection) -> list[Use]:
+    """List which index versions the releases in use name."""
+    async with connection.cursor(row_factory=class_row(Use)) as cursor:
+        await cursor.execute(
+            """
+            SELECT r.bundle->'retrieval'->>'index' AS index, (r.bundle->'retrieval'->>'version')::integer AS number,
+                   a.name AS application, r.name AS release
+            FROM release r JOIN application a ON a.id = r.application_id AND a.retired_at IS NULL
+            LEFT JOIN rollout o ON o.application_id = a.id AND o.ended_at IS NULL
+            LEFT JOIN (SELECT spec FROM configuration ORDER BY id DESC LIMIT 1) c ON true
+            WHERE jsonb_typeof(r.bundle->'retrieval') = 'object' AND (
+                r.id IN (a.stable_release, o.stable_release, o.candidate_release)
+                OR r.bundle = c.spec->'applications'->a.name->'release'->'bundle')
+            ORDER BY a.name, r.id
+            """
+        )
+        return await cursor.fetchall()
+
+
+async def compare(connection: Connection, before: Version, after: Version) -> list[DocumentChange]:
+    """List the documents that differ between two versions, in the order of their paths."""
+    async with connection.cursor(row_factory=class_row(DocumentChange)) as cursor:
+        await cursor.execute(
+            """
+            SELECT CASE WHEN b.path IS NULL THEN 'added' WHEN a.path IS NULL THEN 'removed' ELSE 'changed' END
+                   AS change, coalesce(a.path, b.path) AS path, coalesce(a.title, b.title) AS title
+            FROM (SELECT * FROM index_document WHERE version_id = %s AND state = 'loaded') b
+            FULL JOIN (SELECT * FROM index_document WHERE version_id = %s AND state = 'loaded') a ON a.path = b.path
+            WHERE a.path IS NULL OR b.path IS NULL OR a.content_hash <> b.content_hash OR a.groups <> b.groups
+            ORDER BY coalesce(a.path, b.path) COLLATE "C"
+            """,
+            (before.version, after.version),
+        )
+        return await cursor.fetchall()
+
+
+async def drop(connection: Connection, version: Version, *, author: str, reason: str = "") -> None:
+    """Give up a version that no release in use names; its chunks go with the next sweep.
+
+    Raises:
+        ConflictError: It is in use, is being built or was dropped before, or a build of its index may take from it.
+    """
+    await connection.execute("SELECT FROM index_version WHERE id = %s FOR UPDATE", (version.version,))
+    now = await find_version(connection, IndexReference(version.index, version.number))
+    if now.used_by:
+        raise ConflictError(f"{now.label} is in use by {', '.join(now.used_by)}")
+    if now.state in ("building", "dropped"):
+        hint = f"; `headway index cancel {now.index}` ends its build" if now.state == "building" else ""
+        raise ConflictError(f"{now.label} is {now.state}{hint}")
+    running = await builds.find_unfinished(connection, now.index)
+    if running is not None:
+        raise ConflictError(f"{running.label} is being built, and may take over what {now.label} holds")
+    await connection.execute("UPDATE index_version SET state = 'dropped' WHERE id = %s", (now.version,))
+    await connection.execute("DELETE FROM index_document WHERE version_id = %s", (now.version,))
+    await audit.record(
+        connection, author=author, action="index.drop", subject=f"index {now.label}", reason=reason or None
+    )
+
+
+async def enforce_keep(connection: Connection, index: str, keep: int, *, author: str) -> list[str]:
+    """Drop the published versions of an index beyond its newest ``keep``, except those in use.
+
+    Returns:
+        The names of those dropped.
+    """
+    published = [version for version in await list_versions(connection, index) if version.state == "published"]
+    surplus = [version for version in published[keep:] if not version.used_by]
+    dropped = []
+    for version in surplus:
+        try:
+            async with connection.transaction():
+                await drop(connection, version, author=author, reason=f"the index keeps {keep}")
+        except ConflictError:  # it came into use just now, or a build of the next version began
+            continue
+        dropped.append(version.label)
+    return dropped
+
+
+async def sweep(connection: Connection) -> int:
+    """Drop the chunks of versions that failed, were cancelled or dropped; run it in a transaction of its own.
+
+    Searches of other versions wait for it, so it does not wait for them long: what it leaves comes with the next one.
+
+    Returns:
+        How many versions' chunks went.
+    """
+    cursor = await connection.execute(
+        "SELECT id FROM index_version WHERE state IN ('failed', 'cancelled', 'dropped')"
+        " AND to_regclass('index_chunk_' || id) IS NOT NULL ORDER BY id"
+    )
+    swept = 0
+    for (version,) in await cursor.fetchall():
+        if await builds.hold_in_transaction(connection, version):
+            await connection.execute("SELECT set_config('lock_timeout', %s, true)", (_DROP_SECONDS,))
+            await partitions.drop(connection, version)
+            swept += 1
+    return swept
+
+
+async def require_published(connection: Connection, bundle: dict[str, Any]) -> None:
+    """See that the index version of a release is there, and keep it from being dropped until the transaction ends.
+
+    Raises:
+        ConflictError: It was dropped.
+    """
+    retrieval = bundle.get("retrieval")
+    if retrieval is None:
+        return
+    cursor = await connection.execute(
+        "SELECT FROM index_version v JOIN search_index i ON i.id = v.index_id"
+        " WHERE i.name = %s AND v.number = %s AND v.state = 'published' FOR SHARE OF v",
+        (retrieval["index"], retrieval["version"]),
+    )
+    if await cursor.fetchone() is None:
+        raise ConflictError(
+            f"the release's index version {retrieval['index']}@{retrieval['version']} was dropped; a release on a"
+            " newer one can be made in headway.yaml",
+            code="index_dropped",
+        )
+
+
+def _version(row: dict[str, Any], uses: list[Use]) -> Version:
+    used_by = tuple(
+        f"{use.application}: {use.release}" for use in uses if (use.index, use.number) == (row["index"], row["number"])
+    )
+    spec = msgspec.convert(row.pop("spec"), VersionSpec)
+    return Version(**row | {"progress": msgspec.convert(row["progress"], Progress)}, spec=spec, used_by=used_by)
