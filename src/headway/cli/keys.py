@@ -35,10 +35,6 @@ def create(
     application: Annotated[
         list[str] | None, typer.Option(help="The only application it may call; repeat for several. By default all.")
     ] = None,
-    group: Annotated[
-        list[str] | None,
-        typer.Option(help="A group whose labelled documents its callers see; repeat for several."),
-    ] = None,
     requests_per_minute: Annotated[int, typer.Option(min=0, help="0 is no limit.")] = 0,
     concurrency: Annotated[int, typer.Option(min=0, help="Requests in flight; 0 is no limit.")] = 0,
     monthly_usd: Annotated[float | None, typer.Option(min=0, help="Hard cap of cost per calendar month (UTC).")] = None,
@@ -61,7 +57,6 @@ def create(
         concurrency=concurrency,
         monthly_usd=monthly_usd,
         expires_at=_after(expires),
-        groups=tuple(dict.fromkeys(group or ())),
     )
     key, secret = run_async(_create(grant))
     if json:
@@ -117,6 +112,26 @@ def expire(
 
 
 @app.command()
+def groups(
+    number: NumberArgument,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[GROUP]...", help="All of them; none: no group.")
+    ] = None,
+    reason: ReasonOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Set the groups of an API key: its callers find the documents that are labelled with one of them.
+
+    Example: [bold]headway keys groups 3 hr it[/bold]
+    """
+    key = run_async(_set_groups(number, tuple(dict.fromkeys(names or ())), reason))
+    if json:
+        emit_json(asdict(key))
+    else:
+        notes.print(f"Key {key.number} is in {', '.join(key.groups) or 'no group'}.")
+
+
+@app.command()
 def rotate_signing() -> None:
     """Sign new interaction ids with a new key. Ids that are out there stay valid.
 
@@ -160,6 +175,11 @@ async def _revoke(number: int, reason: str) -> Key:
 async def _expire(number: int, at: datetime | None, reason: str) -> Key:
     async with open_database(load_settings()) as database, database.connection() as connection:
         return await keys.expire(connection, number, at, author=author(), reason=reason or None)
+
+
+async def _set_groups(number: int, names: tuple[str, ...], reason: str) -> Key:
+    async with open_database(load_settings()) as database, database.connection() as connection:
+        return await keys.set_groups(connection, number, names, author=author(), reason=reason or None)
 
 
 async def _rotate() -> int:

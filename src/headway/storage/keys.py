@@ -151,6 +151,35 @@ async def expire(
     return key
 
 
+async def set_groups(
+    connection: Connection, number: int, groups: tuple[str, ...], *, author: str, reason: str | None = None
+) -> Key:
+    """Set which groups a key is in and publish that.
+
+    Raises:
+        NotFoundError: There is no such key.
+        ConflictError: It is revoked.
+        InvalidRequestError: Something is not the name of a group.
+    """
+    _check_groups(groups)
+    changed = await _query(
+        connection,
+        "UPDATE api_key SET groups = %s WHERE id = %s AND revoked_at IS NULL RETURNING *",
+        (list(groups), number),
+    )
+    key = await _sole(connection, changed, number)
+    await audit.record(
+        connection,
+        author=author,
+        action="key.groups",
+        subject=f"key {number}",
+        reason=reason,
+        detail={"groups": list(groups)},
+    )
+    await routing.publish(connection)
+    return key
+
+
 async def read_costs(connection: Connection, numbers: list[int], month: str) -> dict[int, float]:
     """Read what keys have cost in a month (``YYYY-MM``), on all replicas, in US dollars by number of the key."""
     cursor = await connection.execute(
@@ -185,10 +214,7 @@ def _check(grant: Grant) -> None:
     if grant.applications and overseeing:
         message = f"a key with the scope {overseeing[0]!r} sees all applications: make another key for it"
         raise InvalidRequestError(message, param="applications")
-    odd = next((group for group in grant.groups if not is_group(group)), None)
-    if odd is not None:
-        message = f"a group has 1 to 200 printable characters and no comma, not {odd[:80]!r}"
-        raise InvalidRequestError(message, param="groups")
+    _check_groups(grant.groups)
     limits = {
         "requests_per_minute": grant.requests_per_minute,
         "concurrency": grant.concurrency,
@@ -197,3 +223,10 @@ def _check(grant: Grant) -> None:
     for param, value in limits.items():
         if not 0 <= value <= 2**31 - 1:
             raise InvalidRequestError(f"{param} is a number from 0 to {2**31 - 1}, not {value}", param=param)
+
+
+def _check_groups(groups: tuple[str, ...]) -> None:
+    odd = next((group for group in groups if not is_group(group)), None)
+    if odd is not None:
+        message = f"a group has 1 to 200 printable characters and no comma, not {odd[:80]!r}"
+        raise InvalidRequestError(message, param="groups")

@@ -166,6 +166,9 @@ def test_keys(project: Project) -> None:
     assert [row["name"] for row in rows] == ["web", "ci"]
     assert (rows[0]["scopes"], rows[1]["scopes"]) == (["invoke", "feedback"], ["invoke", "pin"])
     assert (rows[1]["applications"], rows[1]["requests_per_minute"], rows[1]["monthly_usd"]) == (["support"], 60, 5)
+    assert "Key 2 is in hr, it." in headway("keys", "groups", "2", "hr", "it", "hr").stderr
+    assert [row["groups"] for row in listed("keys", "list")] == [[], ["hr", "it"]]
+    assert "no comma" in headway("keys", "groups", "2", "hr,it", status=1).stderr
     headway("keys", "revoke", "1", "--reason", "leaked")
     assert "key 1 is revoked already" in headway("keys", "revoke", "1", status=1).stderr
     headway("keys", "expire", "2", "1ms")
