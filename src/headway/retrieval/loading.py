@@ -126,7 +126,7 @@ class Loading:
     async def run(self, build: Build) -> None:
         """Load what is listed and not loaded yet."""
         async with self._database.connection() as connection:
-            await partitions.create(connection, build.version)
+            await partitions.create(connection, build.version, self._recipe.dimensions)
             self._base = await self._find_base(connection, build)
         progress = build.progress
         self._paid_usd = progress.cost_usd if progress.done else 0.0

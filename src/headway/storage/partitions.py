@@ -1,4 +1,9 @@
-"""The chunks of index versions: a partition for each, loaded first and indexed once it is whole."""
+"""The chunks of index versions: a partition for each, loaded first and indexed once it is whole.
+
+Rows are kept narrow, so that a search that looks at thousands of them reads few pages: texts are stored apart. So are
+vectors that are long; short ones stay in the row, because a search among few documents reads them all. Vectors have
+unit length and half precision, which costs less than one place in ten thousand.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,18 @@ Vector = NDArray[np.float32]
 
 _PARENT_LOCK = 0x6865_6164_7761_7D
 _FLOAT4, _FLOAT4_ARRAY = 700, 1021
-_NEAR = 1e-3  # cosine distance of a vector to itself, rounding apart
+_ALIKE = 0.999  # similarity of a vector to itself, rounding apart
+_OLDEST_VECTOR = (0, 8)  # of pgvector: half vectors, and graph searches that go on until enough passages fit a filter
+MOST_DIMENSIONS = 4000
+"""The longest vectors that can be searched."""
+_INLINE_DIMENSIONS = 512  # 1 kB
+# The graph of nearest neighbours. Real documents repeat themselves, and with pgvector's defaults (16, 64) passages that
+# are all alike hide each other: among 100,000 chunks of manuals, one in fifteen of the nearest ten was missed.
+_NEIGHBOURS, _CANDIDATES = 24, 128
+GRAPH_CHUNKS = 3000
+"""A version with fewer chunks has no graph: looking at each of them is as fast, and misses none."""
+_GRAPH_BYTES = 1200  # of a chunk while the graph is built, beside its vector
+_LEAST_KB, _MOST_KB = 64 * 1024, 2 * 1024 * 1024
 _PARENT: LiteralString = """
 CREATE TABLE IF NOT EXISTS index_chunk (
     version      integer NOT NULL,
@@ -35,14 +51,22 @@ CREATE TABLE IF NOT EXISTS index_chunk (
     tokens       integer NOT NULL,
     content_hash text NOT NULL,         -- of what is embedded
     groups       text[] NOT NULL,       -- who may see it; empty for everybody
-    metadata     jsonb NOT NULL,        -- the document's
-    embedding    vector NOT NULL,       -- of the version's length
-    tsv          tsvector NOT NULL
+    metadata     jsonb NOT NULL,        -- the document's, with its path, title and modified
+    embedding    halfvec NOT NULL,      -- of the version's length; a unit vector, or zero
+    tsv          tsvector NOT NULL      -- of title, headings and text
 ) PARTITION BY LIST (version)
 """
-_TEXT: LiteralString = (
-    "setweight(to_tsvector(%(language)s::regconfig, heading), 'A') || to_tsvector(%(language)s::regconfig, text)"
-)
+# What is not pushed out of the row, and what is, uncompressed: it is read more often than written.
+_STORAGE: LiteralString = """
+ALTER TABLE {name} SET (toast_tuple_target = 128),
+    ALTER heading SET STORAGE MAIN, ALTER content_hash SET STORAGE MAIN, ALTER groups SET STORAGE MAIN,
+    ALTER metadata SET STORAGE MAIN, ALTER text SET STORAGE EXTERNAL, ALTER tsv SET STORAGE EXTERNAL,
+    ALTER embedding SET STORAGE {embedding}
+"""
+
+WORDS: LiteralString = "to_tsvector(%(language)s::regconfig, translate({text}, './_:@=-', '       '))"
+"""The words of a text, of a chunk and of a query alike. A path, a host or an option is taken apart: PostgreSQL's parser
+would keep `os.path.join` whole, and nobody who asks for `join` would find it."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -60,6 +84,23 @@ class Carried(msgspec.Struct, frozen=True):
     before: int
     number: int
     document: Document
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What a search needs to know of a version, found out once it is whole.
+
+    Attributes:
+        chunks: How many it has.
+        mean_tokens: Length of a chunk.
+        background: Mean similarity of two of its chunks, 0 to 0.9: what is not more alike has nothing in common. Where
+            it lies depends on what made the vectors: near 0 with some models, at 0.7 with others.
+        groups: Those in its labels.
+    """
+
+    chunks: int
+    mean_tokens: float
+    background: float
+    groups: tuple[str, ...]
 
 
 class _Array:
@@ -80,12 +121,45 @@ class _ArrayDumper(Dumper):
         return obj.data
 
 
-async def create(connection: Connection, version: int) -> None:
+async def create(connection: Connection, version: int, dimensions: int) -> None:
     """Make a version's partition if there is none; the first time, the extension and the table too.
 
+    Args:
+        connection: Of a transaction.
+        version: Its row's number.
+        dimensions: Length of its vectors.
+
     Raises:
-        ConfigurationError: The database has no pgvector, or its user may not create the extension.
+        ConfigurationError: The vectors are too long, the database has no pgvector or an old one, or its user may not
+            create the extension.
     """
+    if dimensions > MOST_DIMENSIONS:
+        raise ConfigurationError(
+            f"vectors of {dimensions:,} dimensions cannot be searched, {MOST_DIMENSIONS:,} is the most: give the"
+            " embedder `dimensions`, or take another model"
+        )
+    await _create_extension(connection)
+    await connection.execute("CREATE SEQUENCE IF NOT EXISTS index_chunk_id")
+    await connection.execute(_PARENT)
+    if await exists(connection, version):
+        return
+    name, number = _name(version), sql.Literal(version)
+    await connection.execute(
+        sql.SQL("CREATE TABLE {} (LIKE index_chunk INCLUDING DEFAULTS, CHECK (version = {}))").format(name, number)
+    )
+    inline = dimensions <= _INLINE_DIMENSIONS
+    await connection.execute(
+        sql.SQL(_STORAGE).format(name=name, embedding=sql.SQL("PLAIN") if inline else sql.SQL("EXTERNAL"))
+    )
+    await connection.execute(
+        # Attached, it blocks no search of another version; made as a partition, it would.
+        sql.SQL("ALTER TABLE index_chunk ATTACH PARTITION {} FOR VALUES IN ({})").format(name, number)
+    )
+    await connection.execute(sql.SQL("CREATE INDEX ON {} (content_hash)").format(name))
+    await connection.execute(sql.SQL("CREATE INDEX ON {} (document, position)").format(name))
+
+
+async def _create_extension(connection: Connection) -> None:
     await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_PARENT_LOCK,))
     try:
         await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
@@ -97,20 +171,14 @@ async def create(connection: Connection, version: int) -> None:
         raise ConfigurationError(
             "search indexes need the extension pgvector: let a superuser run `CREATE EXTENSION vector` in the database"
         ) from error
-    await connection.execute("CREATE SEQUENCE IF NOT EXISTS index_chunk_id")
-    await connection.execute(_PARENT)
-    if await exists(connection, version):
-        return
-    name, number = _name(version), sql.Literal(version)
-    await connection.execute(
-        sql.SQL("CREATE TABLE {} (LIKE index_chunk INCLUDING DEFAULTS, CHECK (version = {}))").format(name, number)
-    )
-    await connection.execute(
-        # Attached, it blocks no search of another version; made as a partition, it would.
-        sql.SQL("ALTER TABLE index_chunk ATTACH PARTITION {} FOR VALUES IN ({})").format(name, number)
-    )
-    await connection.execute(sql.SQL("CREATE INDEX ON {} (content_hash)").format(name))
-    await connection.execute(sql.SQL("CREATE INDEX ON {} (document)").format(name))
+    cursor = await connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+    row = await cursor.fetchone()
+    if row is None or tuple(int(part) for part in row[0].split(".")[:2]) < _OLDEST_VECTOR:
+        wanted = ".".join(map(str, _OLDEST_VECTOR))
+        raise ConfigurationError(
+            f"search indexes need pgvector {wanted} or newer, the database has {row[0] if row else 'none'}: install it"
+            " on the server, then run `ALTER EXTENSION vector UPDATE`"
+        )
 
 
 async def exists(connection: Connection, version: int) -> bool:
@@ -123,8 +191,9 @@ async def exists(connection: Connection, version: int) -> bool:
 async def load(connection: Connection, version: int, rows: Iterable[Row], language: str) -> None:
     """Write chunks into a version's partition."""
     await connection.execute(
-        "CREATE TEMPORARY TABLE IF NOT EXISTS loading (document bigint, position integer, heading text, text text,"
-        " tokens integer, content_hash text, groups jsonb, metadata jsonb, embedding real[]) ON COMMIT DELETE ROWS"
+        "CREATE TEMPORARY TABLE IF NOT EXISTS loading (document bigint, position integer, title text, heading text,"
+        " text text, tokens integer, content_hash text, groups jsonb, metadata jsonb, embedding real[])"
+        " ON COMMIT DELETE ROWS"
     )
     async with connection.cursor() as cursor:
         cursor.adapters.register_dumper(_Array, _ArrayDumper)
@@ -135,9 +204,9 @@ async def load(connection: Connection, version: int, rows: Iterable[Row], langua
         sql.SQL(
             "INSERT INTO {} (version, document, position, heading, text, tokens, content_hash, groups, metadata,"
             " embedding, tsv) SELECT %(version)s, document, position, heading, text, tokens, content_hash,"
-            " ARRAY(SELECT jsonb_array_elements_text(groups)), metadata, embedding::vector, {}"
+            " ARRAY(SELECT jsonb_array_elements_text(groups)), metadata, l2_normalize(embedding::vector)::halfvec, {}"
             " FROM loading ORDER BY document, position"
-        ).format(_name(version), sql.SQL(_TEXT)),
+        ).format(_name(version), sql.SQL(WORDS).format(text=sql.SQL("concat_ws(' ', title, heading, text)"))),
         {"version": version, "language": language},
     )
     await connection.execute("DELETE FROM loading")
@@ -148,28 +217,35 @@ def _values(row: Row) -> tuple[Any, ...]:
     return (
         Int8(row.number),
         Int4(chunk.position),
+        document.title,
         chunk.heading,
         chunk.text,
         Int4(chunk.tokens),
         chunk.content_hash,
         Jsonb(document.groups),
-        Jsonb(document.metadata),
+        Jsonb(_metadata(document)),
         _Array(row.vector),
     )
 
 
+def _metadata(document: Document) -> dict[str, Any]:
+    """What filters look at."""
+    own = {"path": document.path, "title": document.title, "modified": document.modified}
+    return document.metadata | own
+
+
 async def carry_over(connection: Connection, base: int, version: int, documents: Sequence[Carried]) -> None:
     """Take over documents' chunks from another version of the same recipe, as they are, with the groups of now."""
-    groups = Jsonb([list(each.document.groups) for each in documents])
+    now = Jsonb([{"groups": each.document.groups, "metadata": _metadata(each.document)} for each in documents])
     await connection.execute(
         sql.SQL(
             "INSERT INTO {} (version, document, position, heading, text, tokens, content_hash, groups, metadata,"
             " embedding, tsv) SELECT %s, d.number, c.position, c.heading, c.text, c.tokens, c.content_hash,"
-            " ARRAY(SELECT jsonb_array_elements_text(d.groups)), c.metadata, c.embedding, c.tsv"
+            " ARRAY(SELECT jsonb_array_elements_text(d.now->'groups')), d.now->'metadata', c.embedding, c.tsv"
             " FROM unnest(%s::bigint[], %s::bigint[], ARRAY(SELECT jsonb_array_elements(%s)))"
-            " AS d (before, number, groups) JOIN {} c ON c.document = d.before ORDER BY d.number, c.position"
+            " AS d (before, number, now) JOIN {} c ON c.document = d.before ORDER BY d.number, c.position"
         ).format(_name(version), _name(base)),
-        (version, [each.before for each in documents], [each.number for each in documents], groups),
+        (version, [each.before for each in documents], [each.number for each in documents], now),
     )
 
 
@@ -185,34 +261,90 @@ async def find_vectors(connection: Connection, version: int, hashes: Sequence[st
 
 
 async def index(connection: Connection, version: int, dimensions: int) -> None:
-    """Make the indexes of a partition that is whole; harmless when they are there. Runs in a transaction."""
+    """Make the indexes and figures of a partition that is whole; harmless when they are there.
+
+    Args:
+        connection: Of a transaction.
+        version: Its row's number.
+        dimensions: Length of its vectors.
+    """
     # Whoever had the build before may be gone, and its server process still at it.
     await connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_PARENT_LOCK >> 32, version))
-    await connection.execute("SET LOCAL maintenance_work_mem = '512MB'")
     name = _name(version)
-    await connection.execute(
-        sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw ((embedding::vector({})) vector_cosine_ops)").format(
-            sql.Identifier(f"index_chunk_{version}_vectors"), name, sql.Literal(dimensions)
+    figures = await _measure(connection, version)
+    wanted_kb = figures.chunks * (2 * dimensions + _GRAPH_BYTES) // 1024
+    memory_kb = min(max(wanted_kb, _LEAST_KB), _MOST_KB)
+    await connection.execute("SELECT set_config('maintenance_work_mem', %s, true)", (f"{memory_kb}kB",))
+    if figures.chunks > GRAPH_CHUNKS:
+        await _build_graph(connection, version, dimensions)
+    for made, target in (("words", "gin (tsv)"), ("ids", "btree (id)")):
+        await connection.execute(
+            sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} USING " + target).format(
+                sql.Identifier(f"index_chunk_{version}_{made}"), name
+            )
         )
+    await connection.execute("DELETE FROM index_word WHERE version_id = %s", (version,))
+    await connection.execute(
+        "INSERT INTO index_word (version_id, word, chunks) SELECT %s, word, ndoc FROM ts_stat(%s) WHERE ndoc > 1",
+        (version, sql.SQL("SELECT tsv FROM {}").format(name).as_string(connection)),
     )
     await connection.execute(
-        sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} USING gin (tsv)").format(
-            sql.Identifier(f"index_chunk_{version}_words"), name
-        )
+        "UPDATE index_version SET figures = %s WHERE id = %s", (Jsonb(msgspec.to_builtins(figures)), version)
     )
     await connection.execute(sql.SQL("ANALYZE {}").format(name))
 
 
+async def _measure(connection: Connection, version: int) -> Figures:
+    cursor = await connection.execute(
+        sql.SQL(
+            "SELECT count(*), coalesce(avg(tokens), 0)::float8, coalesce(l2_norm(avg(embedding)), 0),"
+            " ARRAY(SELECT DISTINCT unnest(groups) FROM index_document WHERE version_id = %s AND state = 'loaded')"
+            " FROM {}"
+        ).format(_name(version)),
+        (version,),
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    chunks, mean_tokens, length, groups = row
+    # The square of the mean vector's length is the mean of all products, those of each vector with itself included.
+    background = (chunks * length**2 - 1) / (chunks - 1) if chunks > 1 else 0.0
+    return Figures(chunks, mean_tokens, min(max(background, 0.0), 0.9), tuple(sorted(groups)))
+
+
+async def _build_graph(connection: Connection, version: int, dimensions: int) -> None:
+    create = sql.SQL(
+        "CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw (({}) halfvec_ip_ops) WITH (m = {}, ef_construction = {})"
+    ).format(
+        sql.Identifier(f"index_chunk_{version}_vectors"),
+        _name(version),
+        graph_key(dimensions),
+        sql.Literal(_NEIGHBOURS),
+        sql.Literal(_CANDIDATES),
+    )
+    try:
+        async with connection.transaction():
+            await connection.execute(create)
+    except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory):
+        # A container's shared memory is small; one process by itself needs none.
+        await connection.execute("SET LOCAL max_parallel_maintenance_workers = 0")
+        await connection.execute(create)
+
+
+def graph_key(dimensions: int) -> sql.Composed:
+    """Write what the graph of vectors is built over; a search must order by the same."""
+    return sql.SQL("embedding::halfvec({})").format(sql.Literal(dimensions))
+
+
 async def check_search(connection: Connection, version: int, dimensions: int, sample: int) -> None:
-    """Search for a sample of a version's own vectors through its index.
+    """Search for a sample of a version's own vectors, through its graph where it has one.
 
     Raises:
         HeadwayError: One is not found.
     """
-    name, size = _name(version), sql.Literal(dimensions)
+    name, key = _name(version), graph_key(dimensions)
     cursor = await connection.execute(
         sql.SQL(
-            "SELECT content_hash, embedding FROM {} WHERE vector_norm(embedding) > 0 ORDER BY content_hash LIMIT %s"
+            "SELECT content_hash, embedding FROM {} WHERE l2_norm(embedding) > 0 ORDER BY content_hash LIMIT %s"
         ).format(name),
         (sample,),
     )
@@ -220,18 +352,18 @@ async def check_search(connection: Connection, version: int, dimensions: int, sa
     for content_hash, vector in await cursor.fetchall():
         found = await connection.execute(
             sql.SQL(
-                "SELECT embedding::vector({0}) <=> %(vector)s::vector FROM {1}"
-                " ORDER BY embedding::vector({0}) <=> %(vector)s::vector LIMIT 1"
-            ).format(size, name),
+                "SELECT ({0}) <#> %(vector)s::halfvec FROM {1} ORDER BY ({0}) <#> %(vector)s::halfvec LIMIT 1"
+            ).format(key, name),
             {"vector": vector},
         )
         row = await found.fetchone()
-        if row is None or not row[0] < _NEAR:
+        if row is None or not -row[0] > _ALIKE:
             raise HeadwayError(f"the chunk {content_hash[:12]} is not found by its own vector", code="index_not_whole")
 
 
 async def drop(connection: Connection, version: int) -> None:
-    """Drop a version's partition; harmless when there is none."""
+    """Drop a version's partition and words; harmless when there are none."""
+    await connection.execute("DELETE FROM index_word WHERE version_id = %s", (version,))
     await connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_name(version)))
 
 

@@ -145,7 +145,7 @@ async def test_what_a_build_left_is_swept_once_nobody_builds_it(database: Databa
     await build(database, tmp_path)
     async with database.connection() as connection:
         unfinished = await builds.begin(connection, "handbook", specify(tmp_path), author="ann")
-        await partitions.create(connection, unfinished.version)
+        await partitions.create(connection, unfinished.version, 32)
         await builds.end(connection, unfinished, "cancelled", "", author="ann")
     async with database.connection() as holder, database.connection() as connection:
         await holder.set_autocommit(True)

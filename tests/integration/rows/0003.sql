@@ -36,9 +36,10 @@ INSERT INTO response (rollout, stage, period, arm, unit, kind) SELECT max(id), 1
 INSERT INTO webhook_delivery (id, created_at, event, url, secret, body, next_at)
 VALUES (gen_random_uuid(), now(), 'rollout.rolled_back', 'https://example.com', 'env:HOOK', '{}', now());
 INSERT INTO search_index (name) VALUES ('handbook');
-INSERT INTO index_version (index_id, number, state, spec, dimensions, manifest, manifest_hash, created_by, ended_at)
-SELECT id, 1, 'published', '{}', 256, '{}', 'm', 'ann', now() FROM search_index;
+INSERT INTO index_version (index_id, number, state, spec, dimensions, figures, manifest, manifest_hash, created_by, ended_at)
+SELECT id, 1, 'published', '{}', 256, '{}', '{}', 'm', 'ann', now() FROM search_index;
 INSERT INTO index_document (version_id, path, content_hash, size_bytes, title, modified, metadata, groups, state, chunks)
 SELECT id, 'leave.md', 'h', 12, 'Leave', '2026-01-02T03:04:05Z', '{"team": "hr"}', '{hr}', 'loaded', 1 FROM index_version;
+INSERT INTO index_word (version_id, word, chunks) SELECT id, 'leav', 2 FROM index_version;
 UPDATE api_key SET groups = '{hr}';
 UPDATE interaction SET retrieval_ms = 3, passages = 1, context_tokens = 40, cited = true, retrieved = '{1}';

@@ -14,6 +14,7 @@ CREATE TABLE index_version (
     dimensions  integer,                -- of its vectors
     stage       text NOT NULL DEFAULT '',   -- of the build: headway.storage.builds.Stage
     progress    jsonb NOT NULL DEFAULT '{}',
+    figures     jsonb,                  -- headway.storage.partitions.Figures; once its chunks are indexed
     manifest    jsonb,                  -- once published; its hash identifies the content
     manifest_hash text,
     problem     text,
@@ -39,6 +40,14 @@ CREATE TABLE index_document (
     problem     text,                   -- why it was skipped
     chunks      integer NOT NULL DEFAULT 0,
     UNIQUE (version_id, path)
+);
+
+-- How many chunks of a version have a word, for those that more than one has: rare words weigh more.
+CREATE TABLE index_word (
+    version_id  integer NOT NULL REFERENCES index_version ON DELETE CASCADE,
+    word        text COLLATE "C" NOT NULL,  -- as the text search configuration reduces it
+    chunks      integer NOT NULL,
+    PRIMARY KEY (version_id, word)
 );
 
 ALTER TABLE api_key ADD COLUMN groups text[] NOT NULL DEFAULT '{}';
