@@ -1,0 +1,242 @@
+"""The retriever of a worker: searches index versions for the gateway, a few at a time, and never for long.
+
+Versions are immutable: what one is and how its queries are embedded is read once. Searches take connections of the
+pool that the recorder needs too, so that only a few run at once; a database that is away is found out by one of them,
+and the others fail at once until it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+import psycopg
+import structlog
+from numpy.typing import NDArray
+
+from headway.clock import Clock, elapsed_ms
+from headway.config.indexes import VersionSpec
+from headway.domain.knowledge import Found, Passage
+from headway.domain.release import Retrieval
+from headway.errors import HeadwayError, NotFoundError, RetrievalError
+from headway.storage.attempts import Attempts
+from headway.storage.database import Connection, Database
+
+SECONDS = 5.0
+"""How long a search may take, the wait for its turn and its query's vector included."""
+
+_PLACES = 4  # at once; half of the pool's connections
+_WAITING = 64
+_ANSWER_SECONDS = 3.0
+_KNOWN_VERSIONS = 200
+
+_log = structlog.get_logger("headway.retrieval")
+
+Vector = NDArray[np.float32]
+
+
+class QueryEmbedder(Protocol):
+    """Makes vectors of queries."""
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Make a vector of each text."""
+        ...
+
+
+class Version(NamedTuple):
+    """An index version that can be searched.
+
+    Attributes:
+        number: Of its row.
+        spec: What it was built by.
+        dimensions: Of its vectors.
+    """
+
+    number: int
+    spec: VersionSpec
+    dimensions: int
+
+
+class Query(NamedTuple):
+    """What a version is searched for.
+
+    Attributes:
+        text: The words.
+        vector: Their meaning; None where it does not count.
+        retrieval: How many passages, and which.
+        groups: Whose labelled passages may be found.
+    """
+
+    text: str
+    vector: Vector | None
+    retrieval: Retrieval
+    groups: frozenset[str]
+
+
+class Search(Protocol):
+    """Searches a version."""
+
+    async def __call__(self, connection: Connection, version: Version, query: Query) -> Sequence[Passage]:
+        """Give the passages that fit best and that the groups may see, best first."""
+        ...
+
+
+class Versions:
+    """Knows versions and their embedders, for all retrievers of a worker; what never changes is read once.
+
+    Args:
+        make_embedder: Makes the embedder of a version's queries; a worker has one for each kind.
+    """
+
+    def __init__(self, make_embedder: Callable[[VersionSpec], QueryEmbedder]) -> None:
+        self._make_embedder = make_embedder
+        self._known: dict[tuple[str, int], Version] = {}
+        self._embedders: dict[bytes, QueryEmbedder] = {}
+
+    def known(self, retrieval: Retrieval) -> Version | None:
+        """Give the version that a release searches, if it has been read."""
+        return self._known.get((retrieval.index, retrieval.version))
+
+    async def read(self, connection: Connection, retrieval: Retrieval) -> Version:
+        """Read the version that a release searches.
+
+        Raises:
+            NotFoundError: There is none, or it is not published.
+        """
+        found = await _read(connection, retrieval)
+        if len(self._known) >= _KNOWN_VERSIONS:
+            self._known.clear()
+        self._known[retrieval.index, retrieval.version] = found
+        return found
+
+    def forget(self, retrieval: Retrieval) -> None:
+        """Read a version anew the next time: it may have been dropped."""
+        self._known.pop((retrieval.index, retrieval.version), None)
+
+    def embedder(self, version: Version) -> QueryEmbedder:
+        """Give the embedder of a version's queries."""
+        spec = version.spec
+        key = msgspec.json.encode((spec.index.embedder, spec.deployment))
+        found = self._embedders.get(key)
+        if found is None:
+            found = self._embedders[key] = self._make_embedder(spec)
+        return found
+
+
+class VersionRetriever:
+    """Finds passages in index versions; see ``headway.domain.protocols.Retriever``.
+
+    Args:
+        database: Where the versions are.
+        versions: What is known of them.
+        search: Searches one.
+        clock: Tells the time.
+        places: Searches at a time; others wait.
+        seconds: How long one may take.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        versions: Versions,
+        search: Search,
+        clock: Clock,
+        *,
+        places: int = _PLACES,
+        seconds: float = SECONDS,
+    ) -> None:
+        self._database = database
+        self._versions = versions
+        self._search = search
+        self._clock = clock
+        self._places = asyncio.Semaphore(places)
+        self._room = places + _WAITING
+        self._seconds = seconds
+        self._attempts = Attempts(clock, answer_seconds=min(_ANSWER_SECONDS, seconds))
+
+    async def retrieve(self, query: str, retrieval: Retrieval, groups: frozenset[str]) -> Found:
+        """Search an index version.
+
+        Args:
+            query: What to look for; never empty.
+            retrieval: Which index version, and how.
+            groups: The caller's.
+
+        Returns:
+            At most ``retrieval.top_k`` passages, best first.
+
+        Raises:
+            RetrievalError: It cannot be searched, or not in time. The message is for callers; the log says more.
+        """
+        try:
+            async with asyncio.timeout(self._seconds), self._place():
+                return await self._find(query, retrieval, groups)
+        except TimeoutError as error:
+            raise _failed(retrieval, "took too long", "retrieval_timeout", str(error)) from error
+        except RetrievalError:
+            raise
+        except (HeadwayError, psycopg.Error) as error:
+            self._versions.forget(retrieval)
+            raise _failed(retrieval, "failed", RetrievalError.code, f"{type(error).__name__}: {error}") from error
+
+    async def close(self) -> None:
+        """Give up what a database that hangs has not answered."""
+        await self._attempts.close()
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        if not self._room:
+            message = "too many searches are under way"
+            raise RetrievalError(message, code="retrieval_overloaded", retry_after_seconds=1)
+        self._room -= 1
+        try:
+            async with self._places:
+                yield
+        finally:
+            self._room += 1
+
+    async def _find(self, query: str, retrieval: Retrieval, groups: frozenset[str]) -> Found:
+        version = self._versions.known(retrieval)
+        if version is None:
+            version = await self._attempts.run(lambda: self._read(retrieval))
+        began = self._clock.monotonic_seconds()
+        vector = None
+        if retrieval.hybrid_weight > 0:
+            vector = (await self._versions.embedder(version).embed([query]))[0]
+        embedded = self._clock.monotonic_seconds()
+        passages = await self._attempts.run(partial(self._ask, version, Query(query, vector, retrieval, groups)))
+        return Found(
+            tuple(passages), elapsed_ms(began, embedded), elapsed_ms(embedded, self._clock.monotonic_seconds())
+        )
+
+    async def _read(self, retrieval: Retrieval) -> Version:
+        async with self._database.connection() as connection:
+            return await self._versions.read(connection, retrieval)
+
+    async def _ask(self, version: Version, wanted: Query) -> Sequence[Passage]:
+        async with self._database.connection() as connection:
+            return await self._search(connection, version, wanted)
+
+
+async def _read(connection: Connection, retrieval: Retrieval) -> Version:
+    cursor = await connection.execute(
+        "SELECT v.id, v.state, v.spec, v.dimensions FROM index_version v JOIN search_index i ON i.id = v.index_id"
+        " WHERE i.name = %s AND v.number = %s",
+        (retrieval.index, retrieval.version),
+    )
+    row = await cursor.fetchone()
+    if row is None or row[1] != "published":
+        raise NotFoundError(f"{retrieval.label} is {row[1] if row else 'unknown'}: only what is published is searched")
+    number, _, spec, dimensions = row
+    return Version(number, msgspec.convert(spec, VersionSpec), dimensions)
+
+
+def _failed(retrieval: Retrieval, what: str, code: str, detail: str) -> RetrievalError:
+    _log.warning("search_failed", index=retrieval.label, code=code, detail=detail.partition("\n")[0])
+    message = f"the search in {retrieval.label} {what}; try again"
+    return RetrievalError(message, code=code, retry_after_seconds=1)

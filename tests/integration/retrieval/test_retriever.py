@@ -1,0 +1,235 @@
+"""The retriever of a worker: what it reads once, how many searches it runs, and what callers hear when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from headway.clock import SystemClock
+from headway.config.indexes import VersionSpec
+from headway.domain.knowledge import Passage
+from headway.domain.release import Retrieval
+from headway.errors import RetrievalError
+from headway.retrieval.retriever import Query, Search, Version, VersionRetriever, Versions
+from headway.storage.database import Connection, Database
+from tests.indexes import Page, publish
+from tests.lakes import CountingEmbedder
+
+HANDBOOK = Retrieval("handbook", 1)
+PAGES = (
+    Page("leave.md", "Leave", "Leave is 25 days."),
+    Page("pay.md", "Pay", "Pay comes on the first.", groups=("hr",)),
+)
+
+
+async def find_all(connection: Connection, version: Version, query: Query) -> Sequence[Passage]:
+    """What the groups may see, in order."""
+    cursor = await connection.execute(
+        "SELECT c.id, d.path, d.title, c.heading, c.text, c.tokens, c.position, 1.0 FROM index_chunk c"
+        " JOIN index_document d ON d.id = c.document"
+        " WHERE c.version = %s AND (c.groups = '{}' OR c.groups && %s) ORDER BY c.id",
+        (version.number, list(query.groups)),
+    )
+    return [Passage(*row) async for row in cursor]
+
+
+class Stand:
+    """A database with ``handbook@1``, and what is asked of it."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.embedder = CountingEmbedder()
+        self.embedders: list[VersionSpec] = []
+        self.versions = Versions(self._make)
+        self.queries: list[Query] = []
+        self.running = self.most = 0
+
+    def _make(self, spec: VersionSpec) -> CountingEmbedder:
+        self.embedders.append(spec)
+        return self.embedder
+
+    async def search(self, connection: Connection, version: Version, query: Query) -> Sequence[Passage]:
+        self.queries.append(query)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            return await find_all(connection, version, query)
+        finally:
+            self.running -= 1
+
+    def retriever(self, search: Search | None = None, **limits: float) -> VersionRetriever:
+        return VersionRetriever(self.database, self.versions, search or self.search, SystemClock(), **limits)  # type: ignore[arg-type] # places is whole
+
+
+@pytest.fixture
+async def stand(database: Database) -> Stand:
+    made = Stand(database)
+    async with database.connection() as connection:
+        await publish(connection, "handbook", 1, PAGES, made.embedder.embed)
+    made.embedder.embedded = 0
+    return made
+
+
+async def ask(retriever: VersionRetriever, *groups: str, retrieval: Retrieval = HANDBOOK) -> list[str]:
+    found = await retriever.retrieve("How many days?", retrieval, frozenset(groups))
+    return [passage.document for passage in found.passages]
+
+
+async def test_a_search_knows_the_words_their_vector_and_who_asks(stand: Stand) -> None:
+    retriever = stand.retriever()
+    assert await ask(retriever) == ["leave.md"]
+    assert await ask(retriever, "it", "hr") == ["leave.md", "pay.md"]
+    first, second = stand.queries
+    assert (first.text, first.retrieval, first.groups, second.groups) == (
+        "How many days?",
+        HANDBOOK,
+        frozenset(),
+        frozenset(("it", "hr")),
+    )
+    assert first.vector is not None
+    assert np.array_equal(first.vector, (await CountingEmbedder().embed(["How many days?"]))[0])
+
+
+async def test_what_never_changes_is_read_once_for_all_retrievers_of_a_worker(stand: Stand) -> None:
+    retrievers = [stand.retriever(), stand.retriever()]
+    for retriever in retrievers * 2:
+        await ask(retriever)
+    assert len(stand.embedders) == 1
+    assert stand.embedder.embedded == 4
+    async with stand.database.connection() as connection:
+        await connection.execute("UPDATE index_version SET spec = '{}'")
+    assert await ask(retrievers[0]) == ["leave.md"]
+
+
+async def test_words_alone_need_no_vector(stand: Stand) -> None:
+    await ask(stand.retriever(), retrieval=Retrieval("handbook", 1, hybrid_weight=0.0))
+    assert stand.queries[0].vector is None
+    assert stand.embedders == []
+
+
+@pytest.mark.parametrize("retrieval", [Retrieval("handbook", 2), Retrieval("nothing", 1)])
+async def test_a_version_that_is_not_there_cannot_be_searched(stand: Stand, retrieval: Retrieval) -> None:
+    with pytest.raises(RetrievalError, match=f"the search in {retrieval.label} failed") as caught:
+        await ask(stand.retriever(), retrieval=retrieval)
+    assert caught.value.error_code == "retrieval_failed"
+
+
+async def test_a_version_is_searched_only_while_it_is_published(stand: Stand) -> None:
+    async with stand.database.connection() as connection:
+        await connection.execute("UPDATE index_version SET state = 'building'")
+    retriever = stand.retriever()
+    with pytest.raises(RetrievalError):
+        await ask(retriever)
+    async with stand.database.connection() as connection:
+        await connection.execute("UPDATE index_version SET state = 'published'")
+    assert await ask(retriever) == ["leave.md"]
+
+
+async def test_a_version_that_was_dropped_meanwhile_fails_and_is_looked_up_anew(stand: Stand) -> None:
+    retriever = stand.retriever()
+    await ask(retriever)
+    async with stand.database.connection() as connection:
+        await connection.execute("DROP TABLE index_chunk")
+    with pytest.raises(RetrievalError) as caught:
+        await ask(retriever)
+    assert "index_chunk" not in caught.value.message
+    assert stand.versions.known(HANDBOOK) is None
+
+
+async def test_a_search_that_takes_too_long_is_given_up(stand: Stand) -> None:
+    asked = asyncio.Event()
+
+    async def hang(connection: Connection, version: Version, query: Query) -> Sequence[Passage]:
+        asked.set()
+        await connection.execute("SELECT pg_sleep(60)")
+        return ()
+
+    retriever = stand.retriever(hang, seconds=0.3)
+    began = time.monotonic()
+    with pytest.raises(RetrievalError) as caught:
+        await ask(retriever)
+    assert asked.is_set()
+    assert time.monotonic() - began < 5
+    assert caught.value.error_code in ("retrieval_timeout", "retrieval_failed")
+    assert caught.value.retry_after_seconds == 1
+    await retriever.close()
+
+
+async def test_an_embedder_that_hangs_is_given_up(stand: Stand) -> None:
+    class Hanging(CountingEmbedder):
+        async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            await asyncio.sleep(60)
+            return await super().embed(texts)
+
+    retriever = VersionRetriever(
+        stand.database, Versions(lambda _: Hanging()), stand.search, SystemClock(), seconds=0.3
+    )
+    with pytest.raises(RetrievalError) as caught:
+        await ask(retriever)
+    assert caught.value.error_code == "retrieval_timeout"
+    assert await ask(stand.retriever()) == ["leave.md"]
+
+
+async def test_only_a_few_searches_run_at_once_and_only_some_may_wait(stand: Stand) -> None:
+    released = asyncio.Event()
+
+    async def slow(connection: Connection, version: Version, query: Query) -> Sequence[Passage]:
+        found = await stand.search(connection, version, query)
+        stand.running += 1
+        stand.most = max(stand.most, stand.running)
+        await released.wait()
+        stand.running -= 1
+        return found
+
+    retriever = stand.retriever(slow, places=2)
+    asking = [asyncio.create_task(ask(retriever)) for _ in range(70)]
+    done, _ = await asyncio.wait(asking, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    while len(done) < 4:
+        more, _ = await asyncio.wait(set(asking) - done, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        done |= more
+    released.set()
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    refused = [each for each in outcomes if isinstance(each, RetrievalError)]
+    assert [each.error_code for each in refused] == ["retrieval_overloaded"] * 4
+    assert outcomes.count(["leave.md"]) == 66
+    assert stand.most == 2
+    assert await ask(retriever) == ["leave.md"]
+
+
+async def test_a_caller_who_leaves_gives_the_place_back(stand: Stand) -> None:
+    async def hang(connection: Connection, version: Version, query: Query) -> Sequence[Passage]:
+        await asyncio.sleep(60)
+        return ()
+
+    retriever = stand.retriever(hang, places=1)
+    for _ in range(3):
+        asking = asyncio.create_task(ask(retriever))
+        await asyncio.sleep(0.05)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert retriever._places._value == 1
+    await retriever.close()
+
+
+async def test_a_database_that_is_away_fails_at_once_and_the_message_names_no_host(stand: Stand) -> None:
+    database = Database("postgresql://127.0.0.1:9/nowhere", wait_seconds=0.2)
+    await database.open(wait=False)
+    retriever = VersionRetriever(database, stand.versions, stand.search, SystemClock())
+    try:
+        with pytest.raises(RetrievalError) as caught:
+            await ask(retriever)
+        assert "127.0.0.1" not in caught.value.message
+        began = time.monotonic()
+        for _ in range(20):
+            with pytest.raises(RetrievalError):
+                await ask(retriever)
+        assert time.monotonic() - began < 0.5
+    finally:
+        await retriever.close()
+        await database.close()
