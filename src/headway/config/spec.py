@@ -10,8 +10,8 @@ from typing import Any, get_args
 import msgspec
 import yaml
 
-from headway.config.document import Document, Place
-from headway.config.indexes import INDEX, RELEASE_KEYS, IndexSpec
+from headway.config.document import Document, Place, nearest
+from headway.config.indexes import INDEX, RELEASE_KEYS, IndexSpec, VersionSpec
 from headway.config.policies import POLICY
 from headway.config.schema import (
     INVALID,
@@ -35,6 +35,7 @@ from headway.domain.metric import BUILT_IN_FEEDBACK, Direction, FeedbackKind, Fe
 from headway.domain.policy import Policy
 from headway.domain.release import Bundle, Deployment, Operation, ProviderKind
 from headway.domain.snapshot import Unit
+from headway.errors import NotFoundError
 
 OPENAI_URL = "https://api.openai.com/v1"
 MANUAL = "manual"
@@ -113,6 +114,21 @@ class Specification(msgspec.Struct, frozen=True, omit_defaults=True):
     def content_hash(self) -> str:
         """Hash its content: 64 hexadecimal characters."""
         return hashlib.sha256(self.encode()).hexdigest()
+
+
+def specify_version(specification: Specification, index: str) -> VersionSpec:
+    """Freeze what the next version of an index is to be built by.
+
+    Raises:
+        NotFoundError: The file has no such index; the message names the nearest.
+    """
+    found = specification.indexes.get(index)
+    if found is None:
+        hint = nearest(index, specification.indexes)
+        raise NotFoundError(f"headway.yaml has no index called {index!r}{hint}", param="index")
+    return VersionSpec(
+        found, specification.deployments[found.embedder.deployment] if found.embedder.deployment else None
+    )
 
 
 def decode_specification(value: Any) -> Specification:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, LiteralString
+from typing import Any, Literal
 
 import msgspec
 from psycopg.rows import class_row, dict_row
@@ -14,9 +15,22 @@ from headway.config.indexes import LATEST, IndexReference, VersionSpec
 from headway.domain.knowledge import IndexState
 from headway.errors import ConflictError, NotFoundError
 from headway.storage import audit, builds, partitions
-from headway.storage.builds import Progress
+from headway.storage.builds import Build, Progress
 from headway.storage.database import Connection
+from headway.storage.paging import Listing
 
+VERSIONS = Listing(
+    "SELECT v.id AS version, i.name AS index, v.number, v.state, v.stage, v.spec, v.progress, v.problem, v.manifest,"
+    " v.manifest_hash, v.created_at, v.created_by, v.ended_at"
+    " FROM index_version v JOIN search_index i ON i.id = v.index_id",
+    (("v.id", "version", "number"),),
+)
+DOCUMENTS = Listing(
+    "SELECT d.path, d.state, d.problem, d.title, d.content_hash, d.size_bytes, d.modified, d.metadata, d.groups,"
+    " d.chunks FROM index_document d",
+    (('d.path COLLATE "C"', "path", "text"),),
+    ascending=True,
+)
 _DROP_SECONDS = "5s"
 
 
@@ -80,21 +94,15 @@ class DocumentChange:
     title: str
 
 
-_SELECT: LiteralString = (
-    "SELECT v.id AS version, i.name AS index, v.number, v.state, v.stage, v.spec, v.progress, v.problem, v.manifest,"
-    " v.manifest_hash, v.created_at, v.created_by, v.ended_at"
-    " FROM index_version v JOIN search_index i ON i.id = v.index_id"
-)
-
-
 async def list_versions(connection: Connection, index: str | None = None) -> list[Version]:
     """List the versions of an index, or of all, newest first."""
     uses = await list_uses(connection)
     async with connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
-            _SELECT + " WHERE %(index)s::text IS NULL OR i.name = %(index)s ORDER BY v.id DESC", {"index": index}
+            VERSIONS.select + " WHERE %(index)s::text IS NULL OR i.name = %(index)s ORDER BY v.id DESC",
+            {"index": index},
         )
-        return [_version(row, uses) for row in await cursor.fetchall()]
+        return [make_version(row, uses) for row in await cursor.fetchall()]
 
 
 async def find_version(connection: Connection, wanted: IndexReference) -> Version:
@@ -175,6 +183,18 @@ async def drop(connection: Connection, version: Version, *, author: str, reason:
     )
 
 
+async def cancel(connection: Connection, index: str, *, author: str, reason: str = "") -> Build:
+    """Give up the build of an index; whoever builds it notices at its next step.
+
+    Raises:
+        NotFoundError: None is being built.
+    """
+    build = await builds.find_unfinished(connection, index)
+    if build is None or not await builds.end(connection, build, "cancelled", reason, author=author):
+        raise NotFoundError(f"no version of {index} is being built", param="index")
+    return await builds.find(connection, build.version)
+
+
 async def enforce_keep(connection: Connection, index: str, keep: int, *, author: str) -> list[str]:
     """Drop the published versions of an index beyond its newest ``keep``, except those in use.
 
@@ -237,7 +257,8 @@ async def require_published(connection: Connection, bundle: dict[str, Any]) -> N
         )
 
 
-def _version(row: dict[str, Any], uses: list[Use]) -> Version:
+def make_version(row: dict[str, Any], uses: Iterable[Use]) -> Version:
+    """Make a version of a row of ``VERSIONS``."""
     used_by = tuple(
         f"{use.application}: {use.release}" for use in uses if (use.index, use.number) == (row["index"], row["number"])
     )

@@ -1,0 +1,88 @@
+"""Builds in the background what is to be built, and clears away what is not needed any more."""
+
+from __future__ import annotations
+
+import structlog
+
+from headway.errors import ConflictError, HeadwayError, StorageError
+from headway.retrieval.building import Tools, is_passing, resume
+from headway.storage import builds, versions
+from headway.storage.builds import Build
+
+_log = structlog.get_logger("headway.retrieval.worker")
+
+_LOOK_SECONDS = 1.0
+_CLEAR_SECONDS = 60.0
+_FIRST_PAUSE_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 300.0
+
+
+class BuildWorker:
+    """Takes up builds that nobody works on: those asked for over the API, and those whose builder is gone.
+
+    Any number may run; each build is one worker's at a time. A build that waits for something that is away is tried
+    again after a pause, which grows.
+
+    Args:
+        tools: What builds are done with.
+    """
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._pauses: dict[int, float] = {}
+        self._due: dict[int, float] = {}
+        self._clear_at = 0.0
+
+    async def run(self) -> None:
+        """Build and clear until cancelled, whatever happens to the database."""
+        away = False
+        while True:
+            try:
+                await self.look()
+                away = False
+            except StorageError as error:
+                if not away:
+                    _log.warning("builds_wait", detail=error.message)
+                away = True
+            await self._tools.clock.sleep(_LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Build once all that is due, and clear away when it is time.
+
+        Raises:
+            StorageError: The database is away.
+        """
+        async with self._tools.database.connection() as connection:
+            unfinished = await builds.list_unfinished(connection)
+        now = self._tools.clock.monotonic_seconds()
+        self._due = {each.version: self._due[each.version] for each in unfinished if each.version in self._due}
+        for build in unfinished:
+            if now >= self._due.get(build.version, now):
+                await self._build(build)
+        if now >= self._clear_at:
+            await self._clear()
+            self._clear_at = now + _CLEAR_SECONDS
+
+    async def _build(self, build: Build) -> None:
+        try:
+            built = await resume(self._tools, build.version, tell=lambda _: None)
+            _log.info("index_published", index=built.label, documents=built.progress.loaded)
+        except ConflictError as error:  # it is another's, or was cancelled
+            _log.debug("build_left", index=build.label, detail=error.message)
+        except StorageError:
+            raise
+        except HeadwayError as error:
+            self._postpone(build, error)
+
+    def _postpone(self, build: Build, error: HeadwayError) -> None:
+        if not is_passing(error):
+            _log.error("build_failed", index=build.label, detail=error.message)
+            return
+        pause = min(2 * self._pauses.get(build.version, _FIRST_PAUSE_SECONDS / 2), _LONGEST_PAUSE_SECONDS)
+        self._pauses[build.version] = pause
+        self._due[build.version] = self._tools.clock.monotonic_seconds() + pause
+        _log.warning("build_waits", index=build.label, detail=error.message, again_in_seconds=pause)
+
+    async def _clear(self) -> None:
+        async with self._tools.database.connection() as connection:
+            await versions.sweep(connection)
