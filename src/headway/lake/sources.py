@@ -176,16 +176,19 @@ class Lake:
         except Exception as error:
             message = f"folder {folder or '.'} of {self._source.url} cannot be listed: {self._text(error)}"
             raise LakeError(f"{message}; grant access, or exclude it", code=_code(error)) from error
-        named = []
+        above = full.rstrip("/") + "/"
+        named: dict[str, tuple[str, Entry]] = {}  # some stores name a folder twice: as such, and by an empty file
         for entry in listing:
-            name = entry["name"][len(full) :].removeprefix("/").removesuffix("/")
-            if name or entry["type"] == "directory":  # an empty file of the folder's own name marks it in some stores
+            name = entry["name"].removeprefix(above).removesuffix("/")
+            is_folder = entry["type"] == "directory"
+            if (name or is_folder) and entry["name"].startswith(above):
                 # A folder's files come where its name with a slash stands among the paths.
-                named.append((name + "/" if entry["type"] == "directory" else name, name, entry))
-        for _, name, entry in sorted(named, key=lambda item: item[0]):
+                named[name + "/" if is_folder else name] = name, entry
+        for key in sorted(named):
+            name, entry = named[key]
             path = f"{folder}/{name}" if folder else name
             possible = name not in ("", ".", "..") and "/" not in name and _is_text(name)
-            yield path, self._globs.step(state, name), entry if possible else None
+            yield path if name else path + "/", self._globs.step(state, name), entry if possible else None
 
     def _listed(self, path: str, state: State, entry: Entry | None) -> LakeObject | Skipped | None:
         if not path.startswith(self._source.prefix):
@@ -339,18 +342,15 @@ def _describe(path: str, entry: Entry) -> LakeObject:
         raise UnreadableDocumentError("is not a file")
     etag = entry.get("ETag") or entry.get("etag")
     if not etag:
-        etag = "-".join(str(entry[name]) for name in ("ino", "mtime", "created") if name in entry)
-    return LakeObject(path, int(entry["size"]), _modified(entry), str(etag).strip('"'))
+        etag = "-".join(str(_seconds(entry[name])) for name in ("ino", "mtime", "created") if name in entry)
+    moments = (_seconds(entry.get(name)) for name in ("mtime", "LastModified", "last_modified", "created"))
+    modified = next((moment for moment in moments if moment is not None), None)
+    shown = "" if modified is None else datetime.fromtimestamp(modified, UTC).isoformat()
+    return LakeObject(path, int(entry["size"]), shown, str(etag).strip('"'))
 
 
-def _modified(entry: Entry) -> str:
-    for name in ("mtime", "LastModified", "last_modified", "created"):
-        moment = entry.get(name)
-        if isinstance(moment, (int, float)):
-            moment = datetime.fromtimestamp(moment, UTC)
-        if isinstance(moment, datetime):
-            return moment.astimezone(UTC).isoformat()
-    return ""
+def _seconds(moment: Any) -> float | None:
+    return moment.timestamp() if isinstance(moment, datetime) else moment
 
 
 def _is_text(name: str) -> bool:

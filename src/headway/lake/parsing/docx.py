@@ -12,7 +12,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from lxml import etree
 
@@ -34,6 +34,13 @@ _DROPPED = (f"{_W}del", f"{_W}moveFrom", "{http://schemas.openxmlformats.org/mar
 _FIELDS = ("creator", "subject", "keywords", "description")
 
 
+class _Styles(NamedTuple):
+    """Styles by their ids: the level of those for headings, 0 for the document's title; and those for list items."""
+
+    levels: dict[str, int]
+    lists: frozenset[str]
+
+
 def parse_docx(path: str, body: bytes, limits: Limits) -> Parsed:
     """Parse a Word document."""
     if body.startswith(b"\xd0\xcf\x11\xe0"):
@@ -51,7 +58,7 @@ def parse_docx(path: str, body: bytes, limits: Limits) -> Parsed:
         raise UnreadableDocumentError("is no Word document: the package holds no main text")
     etree.strip_elements(document, *_DROPPED, with_tail=False)
     outline = Outline(limits)
-    title = _write(document, _levels(styles), outline)
+    title = _write(document, _styles(styles), outline)
     sections = outline.sections()
     metadata = _properties(properties)
     own = metadata.pop("title", "")
@@ -88,9 +95,9 @@ def _part(package: zipfile.ZipFile, name: str, limits: Limits) -> Any:
     return tree
 
 
-def _levels(styles: Any) -> dict[str, int]:
-    """The heading level of each style that has one, by the style's id; 0 is the document's title."""
+def _styles(styles: Any) -> _Styles:
     own: dict[str, int | None] = {}
+    lists = set()
     based: dict[str, str] = {}
     for style in [] if styles is None else styles.iter(f"{_W}style"):
         identifier = style.get(f"{_W}styleId", "")
@@ -103,6 +110,8 @@ def _levels(styles: Any) -> dict[str, int]:
             own[identifier] = int(heading[1])
         elif outlined.isdigit():
             own[identifier] = int(outlined) + 1 if int(outlined) < 9 else None
+        if style.find(f"{_W}pPr/{_W}numPr") is not None:
+            lists.add(identifier)
         based[identifier] = _value(style.find(f"{_W}basedOn"))
     levels = {}
     for identifier in based:
@@ -114,10 +123,10 @@ def _levels(styles: Any) -> dict[str, int]:
         level = own.get(ancestor)
         if level is not None:
             levels[identifier] = level
-    return levels
+    return _Styles(levels, frozenset(lists))
 
 
-def _write(document: Any, levels: dict[str, int], outline: Outline) -> str:
+def _write(document: Any, styles: _Styles, outline: Outline) -> str:
     """Write the main text; returns the text set as the document's title."""
     title = ""
     in_list = False
@@ -129,13 +138,14 @@ def _write(document: Any, levels: dict[str, int], outline: Outline) -> str:
         text = _text(block).strip()
         if not text:
             continue
-        level = _level(block, levels)
+        style = _value(block.find(f"{_W}pPr/{_W}pStyle"))
+        level = _level(block, styles.levels.get(style))
         if level is not None:
             title = title or (one_line(text) if level == 0 else "")
             outline.enter(level + 1, text)
             in_list = False
         else:
-            item = block.find(f"{_W}pPr/{_W}numPr") is not None
+            item = style in styles.lists or block.find(f"{_W}pPr/{_W}numPr") is not None
             outline.add("- " + text if item else text, tight=item and in_list)
             in_list = item
     return title
@@ -150,17 +160,15 @@ def _blocks(container: Any) -> Iterator[Any]:
             yield from _blocks(element)
 
 
-def _level(paragraph: Any, levels: dict[str, int]) -> int | None:
+def _level(paragraph: Any, of_style: int | None) -> int | None:
     outlined = _value(paragraph.find(f"{_W}pPr/{_W}outlineLvl"))
-    if outlined.isdigit() and int(outlined) < 9:
-        return int(outlined) + 1
-    return levels.get(_value(paragraph.find(f"{_W}pPr/{_W}pStyle")))
+    return int(outlined) + 1 if outlined.isdigit() and int(outlined) < 9 else of_style
 
 
-def _text(paragraph: Any) -> str:
+def _text(element: Any) -> str:
     parts = []
-    for part in paragraph.iter(f"{_W}r", f"{_MATH}r", f"{_W}p"):
-        if part.tag == f"{_W}p":  # the paragraph itself, or one in a text box
+    for part in element.iter(f"{_W}r", f"{_MATH}r", f"{_W}p"):
+        if part.tag == f"{_W}p":  # the paragraph itself, one of a cell, or one in a text box
             parts.append("\n")
             continue
         parts += [_BREAKS.get(piece.tag) or piece.text or "" for piece in part if piece.tag in _TEXTS | _BREAKS.keys()]
@@ -169,7 +177,7 @@ def _text(paragraph: Any) -> str:
 
 def _rows(table: Any) -> Iterator[str]:
     for row in _inner(table, f"{_W}tbl", f"{_W}tr"):
-        cells = [" ".join(map(_text, _inner(cell, f"{_W}tc", f"{_W}p"))) for cell in _inner(row, f"{_W}tr", f"{_W}tc")]
+        cells = [_text(cell) for cell in _inner(row, f"{_W}tr", f"{_W}tc")]
         if any(cell.strip() for cell in cells):
             yield table_row(cells)
 

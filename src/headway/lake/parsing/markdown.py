@@ -15,7 +15,6 @@ from headway.lake.parsing.texts import decode, one_line
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.MULTILINE | re.DOTALL)
 _FRONT_MATTER_CHARACTERS = 65_536
 _ANCHOR = re.compile(r"\s*\{[#.:][^{}]*\}\s*\Z")
-_COMMENT = re.compile(r"<!--.*?-->\s*", re.DOTALL)
 
 
 def parse_markdown(path: str, body: bytes, limits: Limits) -> Parsed:
@@ -37,7 +36,7 @@ def parse_markdown(path: str, body: bytes, limits: Limits) -> Parsed:
             outline.add("\n".join(lines[begin : token.map[0]]))
             outline.enter(int(token.tag[1:]), _heading(inline, tokens[position + 1].content))
             begin = token.map[1]
-        elif token.type == "html_block" and not _COMMENT.sub("", token.content).strip():
+        elif token.type == "html_block" and _is_comment(token.content.strip()):
             outline.add("\n".join(lines[begin : token.map[0]]))
             begin = token.map[1]
     outline.add("\n".join(lines[begin:]))
@@ -45,6 +44,10 @@ def parse_markdown(path: str, body: bytes, limits: Limits) -> Parsed:
     title = metadata.get("title")
     title = one_line(title) if isinstance(title, str) else ""
     return Parsed(title or outline.first_heading or file_title(path), sections, metadata)
+
+
+def _is_comment(html: str) -> bool:
+    return html.startswith("<!--") and html.find("-->", 4) == len(html) - 3
 
 
 def _heading(inline: MarkdownIt, source: str) -> str:

@@ -33,6 +33,10 @@ _REMARKS: Mapping[str, str] = MappingProxyType(
         "attention": "Attention",
         "error": "Error",
         "seealso": "See also",
+    }
+)
+_CHANGES: Mapping[str, str] = MappingProxyType(
+    {
         "versionadded": "New in version",
         "versionchanged": "Changed in version",
         "deprecated": "Deprecated since version",
@@ -112,7 +116,11 @@ class _Reader:
             if name in _CODE:
                 self._outline.add(fenced("\n".join(body), argument))
             elif name not in _LAYOUT:
-                self._add(f"{_REMARKS[name]} {argument}".strip() + ":" if name in _REMARKS else argument)
+                if name in _CHANGES:
+                    argument = f"{_CHANGES[name]} {argument}:"
+                elif name in _REMARKS:
+                    argument = f"{_REMARKS[name]}: {argument}".strip()
+                self._add(argument)
                 self._nested(body)
         # All else that begins so is a comment, a target or a substitution: nobody sees it.
 

@@ -43,7 +43,7 @@ def decode(body: bytes, declared: str = "") -> str:
     sample = text[:_SAMPLE]
     controls = len(_CONTROL.findall(sample))
     if controls > _CONTROL_SHARE * len(sample) + 1:
-        if sample.count("\0") > 0.3 * len(sample):
+        if 0.3 < sample.count("\0") / len(sample) < 0.6:
             raise UnreadableDocumentError("seems to be UTF-16 without a byte order mark: save it as UTF-8")
         raise UnreadableDocumentError("is not text: it holds binary data")
     return _LINE_END.sub("\n", text)

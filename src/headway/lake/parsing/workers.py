@@ -23,8 +23,8 @@ _LARGE_BYTES = 16 * 2**20
 _SLICE_BYTES = 1 << 20
 
 
-class _Ended(Exception):  # noqa: N818 - no error of the caller's: a worker's end
-    """A worker ended, or ran out of memory, over a document."""
+class _EndedError(UnreadableDocumentError):
+    """A document ended its worker, or filled it."""
 
 
 class Parsers:
@@ -72,10 +72,10 @@ class Parsers:
         fresh = worker.parsed == 0
         try:
             return await worker.parse(path, body)
-        except _Ended as ended:
+        except _EndedError:
             await worker.stop()
             if fresh:
-                raise UnreadableDocumentError(str(ended), code="document_too_large") from None
+                raise
         return await self._parse(worker, path, body)
 
 
@@ -96,9 +96,10 @@ class _Worker:
             await self.stop()
             raise
         if reply is None:
-            raise _Ended(self._reason(await process.wait()))
+            raise self._error(await process.wait())
         if reply.out_of_memory:
-            raise _Ended(f"needs more than {self._limits.memory_bytes >> 20:,} MiB of memory")
+            message = f"needs more than {self._limits.memory_bytes >> 20:,} MiB of memory"
+            raise _EndedError(message, code="document_too_large")
         if len(body) > _LARGE_BYTES or self.parsed >= _DOCUMENTS:
             await self.stop()  # what a document leaves behind counts against the next
         if reply.parsed is None:
@@ -127,13 +128,12 @@ class _Worker:
             raise HeadwayError(f"the process that parses documents does not start (status {status})")
         return self._process
 
-    def _reason(self, status: int) -> str:
+    def _error(self, status: int) -> _EndedError:
         if status == -signal.SIGPROF:
-            return f"takes more than {self._limits.cpu_seconds:g} s of computing time"
-        if status == -signal.SIGKILL:
-            return "was being parsed when the machine ran out of memory"
+            message = f"takes more than {self._limits.cpu_seconds:g} s of computing time"
+            return _EndedError(message, code="document_too_large")
         ended = signal.Signals(-status).name if status < 0 else f"status {status}"
-        return f"ends the parser ({ended}): it is damaged, or needs too much memory"
+        return _EndedError(f"ends the parser ({ended}): it is damaged, or needs too much memory")
 
 
 async def _ask(process: asyncio.subprocess.Process, *contents: bytes) -> Reply | None:
