@@ -145,6 +145,11 @@ async def _finish(tools: Tools, build: Build, holder: Connection, tell: Tell) ->
             else:
                 await builds.end(connection, build, "failed", error.message, author=build.created_by)
         raise
+    except Exception as error:
+        async with tools.database.connection() as connection:
+            fault = f"a fault of Headway's ({type(error).__name__}); its log says more"
+            await builds.end(connection, build, "failed", fault, author=build.created_by)
+        raise
 
 
 class _Builder:

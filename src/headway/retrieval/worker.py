@@ -73,6 +73,8 @@ class BuildWorker:
             raise
         except HeadwayError as error:
             self._postpone(build, error)
+        except Exception:  # noqa: BLE001 - the others can be built all the same
+            _log.exception("build_failed", index=build.label)
 
     def _postpone(self, build: Build, error: HeadwayError) -> None:
         if not is_passing(error):
