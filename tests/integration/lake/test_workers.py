@@ -74,12 +74,9 @@ async def test_a_document_that_takes_too_long_is_ended_and_the_others_go_on() ->
 
 async def test_a_document_that_needs_too_much_memory_is_refused() -> None:
     async with Parsers(1, Limits(memory_bytes=256 * MIB)) as parsers:
-        large = "é".encode() * (50 * MIB)
         await parsers.parse("a.txt", b"text")
-        assert await refusal(parsers, "large.txt", large) == (
-            "document_too_large",
-            "needs more than 256 MiB of memory",
-        )
+        for path, body in {"large.txt": "é".encode() * (50 * MIB), "large.html": b"<b>x</b>" * (4 * MIB)}.items():
+            assert await refusal(parsers, path, body) == ("document_too_large", "needs more than 256 MiB of memory")
         assert (await parsers.parse("a.txt", b"text")).sections[0].text == "text"
 
 

@@ -89,6 +89,8 @@ def _part(package: zipfile.ZipFile, name: str, limits: Limits) -> Any:
     try:
         tree = etree.fromstring(xml.replace(_STRICT, _TRANSITIONAL), parser)
     except etree.XMLSyntaxError as error:
+        if error.code == etree.ErrorTypes.ERR_NO_MEMORY:
+            raise MemoryError from None
         raise UnreadableDocumentError(f"its part {name} is not sound XML: {one_line(str(error))[:200]}") from None
     if tree.getroottree().docinfo.doctype:
         raise UnreadableDocumentError(f"its part {name} declares a document type, which no Word document does")

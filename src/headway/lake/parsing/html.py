@@ -76,7 +76,12 @@ def parse_html(path: str, body: bytes, limits: Limits) -> Parsed:
 def _tree(text: str) -> Any:
     # huge_tree lifts the limit of 10 MB for one text; depth stays limited, to 2,048.
     parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True, no_network=True)
-    tree = etree.fromstring(text.replace("\0", "").encode("utf-8", "replace"), parser)
+    try:
+        tree = etree.fromstring(text.replace("\0", "").encode("utf-8", "replace"), parser)
+    except etree.XMLSyntaxError as error:
+        if error.code == etree.ErrorTypes.ERR_NO_MEMORY:
+            raise MemoryError from None
+        raise
     if any(entry.level_name == "FATAL" for entry in parser.error_log):
         raise UnreadableDocumentError("is nested too deeply")
     if tree is None:
