@@ -207,7 +207,7 @@ EMBEDDER = Table(
             Text("the name of a deployment"), "Deployment of an embedding model: its `/embeddings`.", required=True
         ),
         "dimensions": Key(
-            Number(1, 2000, whole=True), "Length of the vectors, where the model has a choice. Without it: its own."
+            Number(1, 4000, whole=True), "Length of the vectors, where the model has a choice. Without it: its own."
         ),
         "batch": Key(Number(1, 2048, whole=True), "Texts in one call.", default=EmbedderSpec().batch),
     }
