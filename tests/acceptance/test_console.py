@@ -212,7 +212,9 @@ async def test_the_colours_follow_the_system(headway: Headway, database: Databas
         light = await canvas.evaluate("each => each.toDataURL()")
         await visit.page.emulate_media(color_scheme="dark")
         await expect(visit.page.locator(".chart canvas")).to_have_count(6)
-        assert await canvas.evaluate("each => each.toDataURL()") != light
+        await visit.page.wait_for_function(
+            "light => document.querySelector('.chart canvas').toDataURL() !== light", arg=light
+        )
 
 
 async def test_the_keyboard_is_enough(headway: Headway, database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -82,6 +83,10 @@ class Database:
             async with self._pool.connection() as connection:
                 yield connection
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed, TooManyRequests) as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # What a cancelled statement leaves behind must not take the place of the cancellation.
+                raise asyncio.CancelledError from error
             raise StorageError(f"{_away(self.url)}: {_first_line(error)}") from error
 
 
