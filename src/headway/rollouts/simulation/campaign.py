@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.connection import wait
 from types import MappingProxyType
 
 import numpy.typing as npt
@@ -45,10 +49,29 @@ def run_scenarios(
         for scenario, method in rows:
             yield summarise(scenario, method, _play(scenario, terms[scenario.name], method, seed, range(runs)))
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        parts = [_submit(pool, scenario, terms[scenario.name], method, seed, runs) for scenario, method in rows]
-        for (scenario, method), futures in zip(rows, parts, strict=True):
-            yield summarise(scenario, method, [run for future in futures for run in future.result()])
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _follow_parent) as pool:
+        try:
+            parts = [_submit(pool, scenario, terms[scenario.name], method, seed, runs) for scenario, method in rows]
+            for (scenario, method), futures in zip(rows, parts, strict=True):
+                yield summarise(scenario, method, [run for future in futures for run in future.result()])
+        except BaseException:  # nobody wants the rest any more: do not wait for it
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _follow_parent() -> None:
+    """Leave interrupts to the parent process, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is not a child"
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def _submit(
