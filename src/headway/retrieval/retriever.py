@@ -177,12 +177,14 @@ class VersionRetriever:
             async with asyncio.timeout(self._seconds), self._place():
                 return await self._find(query, retrieval, groups)
         except TimeoutError as error:
-            raise _failed(retrieval, "took too long", "retrieval_timeout", str(error)) from error
+            message = _note(retrieval, "took too long", str(error))
+            raise RetrievalError(message, code="retrieval_timeout", retry_after_seconds=1) from error
         except RetrievalError:
             raise
         except (HeadwayError, psycopg.Error) as error:
             self._versions.forget(retrieval)
-            raise _failed(retrieval, "failed", RetrievalError.code, f"{type(error).__name__}: {error}") from error
+            message = _note(retrieval, "failed", f"{type(error).__name__}: {error}")
+            raise RetrievalError(message, retry_after_seconds=1) from error
 
     async def close(self) -> None:
         """Give up what a database that hangs has not answered."""
@@ -236,7 +238,7 @@ async def _read(connection: Connection, retrieval: Retrieval) -> Version:
     return Version(number, msgspec.convert(spec, VersionSpec), dimensions)
 
 
-def _failed(retrieval: Retrieval, what: str, code: str, detail: str) -> RetrievalError:
-    _log.warning("search_failed", index=retrieval.label, code=code, detail=detail.partition("\n")[0])
-    message = f"the search in {retrieval.label} {what}; try again"
-    return RetrievalError(message, code=code, retry_after_seconds=1)
+def _note(retrieval: Retrieval, what: str, detail: str) -> str:
+    """Log why a search came to nothing, and say it to the caller without the details."""
+    _log.warning("search_failed", index=retrieval.label, problem=what, detail=detail.partition("\n")[0])
+    return f"the search in {retrieval.label} {what}; try again"
