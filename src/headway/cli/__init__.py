@@ -9,6 +9,7 @@ from headway.cli import (
     configuration,
     demo,
     feedback,
+    indexes,
     interactions,
     keys,
     openapi,
@@ -42,6 +43,7 @@ def headway(
 
 _GROUPS = {
     "Traffic": {"releases": releases.app, "rollout": rollout.app},
+    "Knowledge": {"index": indexes.app},
     "Records": {"interactions": interactions.app, "feedback": feedback.app, "reports": reports.app},
     "Access": {"keys": keys.app},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -62,6 +63,7 @@ class ControlPlaneService:
         feed = SnapshotFeed(database, settings.home / "snapshot-control.json", clock, self._take)
         await feed.start()
         tasks = Tasks(clock)
+        await self._build_indexes(database, tasks)
         stack.push_async_callback(tasks.close)
         tasks.run("feed", feed.run)
         tasks.run("retention", lambda: self._retain(database))
@@ -70,6 +72,17 @@ class ControlPlaneService:
         metrics = partial(_render_metrics, settings, registry)
         console = ConsoleServices(database, clock, self._current, authenticate, status_of)
         return create_console(console, create_app(ControlServices(database, clock, self._current, metrics)))
+
+    async def _build_indexes(self, database: Database, tasks: Tasks) -> None:
+        """Build in the background what is to be built, where the extra for it is installed."""
+        if importlib.util.find_spec("fsspec") is None:
+            _log.info("builds_off", detail="building indexes needs the extra: pip install 'headway[knowledge]'")
+            return
+        from headway.retrieval.worker import BuildWorker  # noqa: PLC0415 - needs the extra
+        from headway.runtime.indexes import open_tools  # noqa: PLC0415 - so does this
+
+        tools = await self._stack.enter_async_context(open_tools(database, self._clock))
+        tasks.run("builds", BuildWorker(tools).run)
 
     def _take(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

@@ -1,0 +1,231 @@
+"""Embedders: what makes vectors of chunks and of queries. One is embedded; the others are deployments of the file."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.clock import Clock
+from headway.config.indexes import EmbedderSpec, VersionSpec
+from headway.domain.release import Deployment
+from headway.errors import ConfigurationError, ProviderError, ProviderTimeoutError, ProviderUnavailableError
+from headway.providers.client import CallError, ProviderClient
+
+Vectors = NDArray[np.float32]
+
+_TRIES = 6
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 30.0
+_CALLS = 4  # at a time, where the deployment names no limit
+_SHOWN_CHARACTERS = 200
+
+
+class Embedder(Protocol):
+    """What makes vectors of texts."""
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors; known once ``open`` was awaited."""
+        ...
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What it has cost so far; None where the price is not known."""
+        ...
+
+    async def open(self) -> None:
+        """Get ready; harmless when it is.
+
+        Raises:
+            ConfigurationError: It cannot work as it is configured.
+            ProviderError: It is away.
+        """
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """Make a vector of each text, in order.
+
+        Raises:
+            ConfigurationError: The deployment refuses such calls.
+            ProviderError: It is away, or answers with something else.
+        """
+        ...
+
+
+def make_embedder(spec: VersionSpec, client: ProviderClient, clock: Clock) -> Embedder:
+    """Make the embedder of a version, for its chunks and for queries alike."""
+    if spec.deployment is None:
+        return StaticEmbedder()
+    return DeploymentEmbedder(spec.deployment, spec.index.embedder, client, clock)
+
+
+class StaticEmbedder:
+    """The embedded model: a table of word vectors, fast and without network."""
+
+    cost_usd: float | None = 0.0
+
+    def __init__(self) -> None:
+        self._model: Any = None
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors."""
+        assert self._model is not None, "open() first"
+        return int(self._model.embedding.shape[1])
+
+    async def open(self) -> None:
+        """Load the model, which comes with the extra.
+
+        Raises:
+            ConfigurationError: The extra ``knowledge`` is not installed.
+        """
+        if self._model is None:
+            self._model = await asyncio.to_thread(_load_static)
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """Make a vector of each text; that of a text without words is zero."""
+        await self.open()
+        return await asyncio.to_thread(self._embed, list(texts))
+
+    def _embed(self, texts: list[str]) -> Vectors:
+        with np.errstate(invalid="ignore"):  # no words: zero by zero
+            vectors = np.asarray(self._model.embed(texts, norm=True), np.float32)
+        return np.nan_to_num(vectors, copy=False)
+
+
+def _load_static() -> Any:
+    found = importlib.util.find_spec("wordllama")
+    if found is None or found.origin is None:
+        raise ConfigurationError("local-static needs the knowledge extra: pip install 'headway[knowledge]'")
+    from wordllama import WordLlama  # noqa: PLC0415 - an extra, and slow to import
+
+    return WordLlama.load(cache_dir=Path(found.origin).parent, disable_download=True)
+
+
+class _Item(msgspec.Struct, frozen=True):
+    index: int
+    embedding: list[float]
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    data: list[_Item]
+    usage: _Usage | None = None
+
+
+class DeploymentEmbedder:
+    """A deployment that speaks OpenAI's ``/embeddings``: batched, a few calls at a time, retried after a pause.
+
+    Args:
+        deployment: Where it is.
+        spec: How it is called.
+        client: Calls it.
+        clock: Waits.
+    """
+
+    def __init__(self, deployment: Deployment, spec: EmbedderSpec, client: ProviderClient, clock: Clock) -> None:
+        self._deployment = deployment
+        self._spec = spec
+        self._client = client
+        self._clock = clock
+        self._dimensions = spec.dimensions or 0
+        self._tokens = 0
+        self._places = asyncio.Semaphore(deployment.operation.max_concurrency or _CALLS)
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors."""
+        assert self._dimensions, "open() first"
+        return self._dimensions
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What it has cost so far, by the price of input tokens."""
+        prices = self._deployment.operation.usd_per_million_tokens
+        return None if prices is None else prices.cost_usd(self._tokens, 0)
+
+    async def open(self) -> None:
+        """Find out how long its vectors are, where the file does not say."""
+        if not self._dimensions:
+            await self._call(["dimensions"])
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """Make a vector of each text, in order."""
+        batches = [list(texts[begin : begin + self._spec.batch]) for begin in range(0, len(texts), self._spec.batch)]
+        if not batches:
+            return np.zeros((0, self._dimensions), np.float32)
+        try:
+            async with asyncio.TaskGroup() as group:
+                calls = [group.create_task(self._call(batch)) for batch in batches]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return np.concatenate([call.result() for call in calls])
+
+    async def _call(self, texts: list[str]) -> Vectors:
+        async with self._places:
+            answer = await self._ask(texts)
+        if sorted(item.index for item in answer.data) != list(range(len(texts))):
+            raise ProviderError(f"{self._name} answered {len(texts)} texts with {len(answer.data)} vectors")
+        vectors = np.zeros((len(texts), self._dimensions or len(answer.data[0].embedding)), np.float32)
+        for item in answer.data:
+            if len(item.embedding) != vectors.shape[1]:
+                message = f"{self._name} gives vectors of {len(item.embedding)} dimensions, not {vectors.shape[1]}"
+                raise ConfigurationError(f"{message}; `dimensions` of the index's embedder says how many it should be")
+            vectors[item.index] = item.embedding
+        if not np.isfinite(vectors).all():
+            raise ProviderError(f"{self._name} gave vectors with values that are no numbers")
+        self._dimensions = vectors.shape[1]
+        self._tokens += answer.usage.prompt_tokens if answer.usage else 0
+        return vectors
+
+    async def _ask(self, texts: list[str]) -> _Answer:
+        body: dict[str, Any] = {"model": self._deployment.endpoint.model, "input": texts}
+        if self._spec.dimensions is not None:
+            body["dimensions"] = self._spec.dimensions
+        encoded = msgspec.json.encode(body)
+        pause = _FIRST_PAUSE_SECONDS
+        for left in reversed(range(_TRIES)):
+            try:
+                return await self._try(encoded)
+            except (ProviderUnavailableError, ProviderTimeoutError) as error:
+                if not left:
+                    raise
+                asked = error.retry_after_seconds or 0.0
+            await self._clock.sleep(min(max(pause, asked), _LONGEST_PAUSE_SECONDS))
+            pause *= 2
+        raise AssertionError("the last try returns or raises")
+
+    async def _try(self, body: bytes) -> _Answer:
+        try:
+            answer = await self._client.post(self._deployment, "embeddings", body, stream=False)
+            try:
+                read = await answer.read()
+            finally:
+                answer.close()
+        except CallError as error:
+            kind = ProviderTimeoutError if error.timed_out else ProviderUnavailableError
+            raise kind(f"{self._name} cannot be reached: {error}") from error
+        if answer.status == 429 or answer.status >= 500:
+            after = answer.retry_after_seconds(self._clock)
+            raise ProviderUnavailableError(f"{self._name} answers {answer.status}", retry_after_seconds=after)
+        if answer.status != 200:
+            told = " ".join(read.decode(errors="replace").split())[:_SHOWN_CHARACTERS]
+            raise ConfigurationError(f"{self._name} refuses to embed ({answer.status}): {told}")
+        try:
+            return msgspec.json.decode(read, type=_Answer)
+        except msgspec.DecodeError as error:
+            raise ProviderError(f"{self._name} does not answer as /embeddings does: {error}") from error
+
+    @property
+    def _name(self) -> str:
+        return f"the deployment {self._deployment.name!r}"
