@@ -1,0 +1,139 @@
+"""Embedders: the embedded model, and deployments that batch, limit, refuse and fail."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from headway.clock import Clock, SystemClock
+from headway.config.indexes import EmbedderSpec, IndexSpec, LakeSpec, VersionSpec
+from headway.domain.release import Deployment, Endpoint, Operation, Prices
+from headway.errors import ConfigurationError, ProviderUnavailableError
+from headway.providers.client import ProviderClient
+from headway.providers.credentials import Credentials
+from headway.retrieval.embedding import DeploymentEmbedder, Embedder, StaticEmbedder, make_embedder
+from headway.testing import Behaviour, ProviderSimulator, overloaded, rate_limited, refusing_port
+from headway.testing.embeddings import embed_text
+
+LAKE = LakeSpec("file:/docs")
+
+
+class QuickClock(SystemClock):
+    """Does not wait, and keeps what it was asked to wait."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+def make_deployment(base_url: str, **operation: object) -> Deployment:
+    settings = {"auth": "none", "usd_per_million_tokens": Prices(2.0, 0.0)} | operation
+    return Deployment("small", Endpoint("openai", base_url, "embed"), Operation(**settings))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def embedding(
+    deployment: Deployment, spec: EmbedderSpec, clock: Clock | None = None
+) -> AsyncIterator[DeploymentEmbedder]:
+    used = clock or SystemClock()
+    client = ProviderClient(Credentials(used))
+    await client.start()
+    try:
+        embedder = make_embedder(VersionSpec(IndexSpec(LAKE, spec), deployment), client, used)
+        assert isinstance(embedder, DeploymentEmbedder)
+        yield embedder
+    finally:
+        await client.close()
+
+
+def texts(count: int) -> list[str]:
+    return [f"text number {number}" for number in range(count)]
+
+
+async def make_vectors(embedder: Embedder, wanted: Sequence[str]) -> list[list[float]]:
+    await embedder.open()
+    vectors: list[list[float]] = (await embedder.embed(wanted)).tolist()
+    return vectors
+
+
+async def test_the_embedded_model_knows_what_is_alike() -> None:
+    embedder = make_embedder(VersionSpec(IndexSpec(LAKE)), ProviderClient(Credentials(SystemClock())), SystemClock())
+    assert isinstance(embedder, StaticEmbedder)
+    await embedder.open()
+    vacation, holiday, server, nothing = await embedder.embed(
+        ["How many days of vacation are there?", "Annual leave is 30 days", "Restart the server after an upgrade", ""]
+    )
+    assert (embedder.dimensions, embedder.cost_usd, vacation.dtype) == (256, 0.0, np.float32)
+    assert vacation @ holiday > vacation @ server
+    assert np.linalg.norm(vacation) == pytest.approx(1.0, abs=1e-5)
+    assert not nothing.any()
+
+
+async def test_texts_go_in_batches_and_come_back_in_order() -> None:
+    async with (
+        ProviderSimulator() as provider,
+        embedding(make_deployment(provider.base_url), EmbedderSpec("small", 64, batch=10)) as embedder,
+    ):
+        made = await make_vectors(embedder, texts(25))
+        sizes = sorted(len(each.body["input"]) for each in provider.received)
+    assert sizes == [5, 10, 10]
+    assert np.allclose(made, [embed_text(text, 64) for text in texts(25)], atol=1e-6)
+    assert embedder.cost_usd == pytest.approx(2e-6 * sum(len(text.split()) for text in texts(25)), rel=0.5)
+
+
+async def test_the_length_of_vectors_is_asked_for_where_the_file_does_not_say() -> None:
+    async with (
+        ProviderSimulator() as provider,
+        embedding(make_deployment(provider.base_url, usd_per_million_tokens=None), EmbedderSpec("small")) as embedder,
+    ):
+        await embedder.open()
+        assert (embedder.dimensions, embedder.cost_usd) == (1536, None)
+        assert "dimensions" not in provider.received[0].body
+        assert (await embedder.embed([])).shape == (0, 1536)
+
+
+async def test_no_more_calls_at_a_time_than_the_deployment_takes() -> None:
+    async with (
+        ProviderSimulator() as provider,
+        embedding(make_deployment(provider.base_url, max_concurrency=1), EmbedderSpec("small", 8, batch=1)) as embedder,
+    ):
+        await make_vectors(embedder, texts(12))
+        spans = sorted((each.arrived_seconds, each.ended_seconds or 0.0) for each in provider.received)
+    assert all(ended <= began for (_, ended), (began, _) in pairwise(spans))
+
+
+async def test_what_passes_is_tried_again_after_a_growing_pause() -> None:
+    clock = QuickClock()
+    async with (
+        ProviderSimulator() as provider,
+        embedding(make_deployment(provider.base_url), EmbedderSpec("small", 8), clock) as embedder,
+    ):
+        failing = (Behaviour(errors=(overloaded(),)), Behaviour(errors=(rate_limited(retry_after_seconds=7),)))
+        provider.play("embed", *failing)
+        assert len(await make_vectors(embedder, ["a"])) == 1
+    assert clock.slept == [0.5, 7.0]
+
+
+async def test_what_does_not_pass_is_told() -> None:
+    clock = QuickClock()
+    with refusing_port() as port:
+        away = make_deployment(f"http://127.0.0.1:{port}/v1")
+        async with embedding(away, EmbedderSpec("small", 8), clock) as embedder:
+            with pytest.raises(ProviderUnavailableError, match="the deployment 'small' cannot be reached"):
+                await embedder.embed(["a"])
+    assert clock.slept == [0.5, 1.0, 2.0, 4.0, 8.0]
+
+
+async def test_a_refusal_is_no_reason_to_try_again() -> None:
+    async with ProviderSimulator() as provider:
+        wrong = make_deployment(provider.base_url.replace("/v1", "/v2"))
+        async with embedding(wrong, EmbedderSpec("small", 8), QuickClock()) as embedder:
+            with pytest.raises(ConfigurationError, match=r"the deployment 'small' refuses to embed \(404\)"):
+                await embedder.embed(["a"])
+        assert len(provider.received) <= 1
