@@ -99,7 +99,7 @@ class FeedbackRoutes:
             key = identify(snapshot, request.headers, self._clock.unix_ms())
             if key is not None:
                 require_scope(key, "feedback")
-            accepted = await self._intake.accept(snapshot, key, _decode(request, FeedbackPost))
+            accepted = await self._intake.accept(snapshot, key, decode_post(request, FeedbackPost))
             body = {"id": accepted.id, "object": "feedback", "outcome": accepted.outcome, "metric": accepted.metric}
             answer = _json(_STATUSES[accepted.outcome], body)
         except HeadwayError as error:
@@ -131,7 +131,7 @@ class FeedbackRoutes:
         return handle
 
     async def _post_report(self, request: Request, snapshot: Snapshot, key: KeyRoute) -> Answer:
-        post = _decode(request, ReportPost)
+        post = decode_post(request, ReportPost)
         given = request.headers.get(b"idempotency-key")
         kept = await self._reports.accept(snapshot, key, post, None if given is None else given.decode("latin-1"))
         body = {"id": kept.id, "object": "report", "outcome": kept.outcome}
@@ -151,11 +151,11 @@ class FeedbackRoutes:
         return _report(await self._desk.read(_id(request), key))
 
     async def _patch_report(self, request: Request, _snapshot: Snapshot, key: KeyRoute) -> Answer:
-        patch = _decode(request, ReportPatch)
+        patch = decode_post(request, ReportPatch)
         return _report(await self._desk.change(_id(request), patch, author=f"key:{key.number}", key=key))
 
     async def _post_comment(self, request: Request, _snapshot: Snapshot, key: KeyRoute) -> Answer:
-        post = _decode(request, CommentPost)
+        post = decode_post(request, CommentPost)
         return _report(await self._desk.comment(_id(request), post, author=f"key:{key.number}", key=key), 201)
 
 
@@ -176,7 +176,14 @@ def cors_headers(headers: Mapping[bytes, bytes], origins: Sequence[str]) -> tupl
     return ((b"access-control-allow-origin", origin), expose, vary)
 
 
-def _decode(request: Request, kind: type[T]) -> T:
+def decode_post(request: Request, kind: type[T]) -> T:
+    """Read a JSON body.
+
+    Raises:
+        InvalidRequestError: It is not JSON, or does not fit; the message names the field.
+        BodyTooLargeError: It is larger than these routes take.
+        UnsupportedMediaTypeError: It says that it is something else.
+    """
     if len(request.body) > BODY_BYTES:
         raise BodyTooLargeError(f"the body has {len(request.body)} bytes, at most {BODY_BYTES} are taken here")
     media_type = request.headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()

@@ -18,6 +18,8 @@ from headway.api.structures import read_docstring
 from headway.domain.feedback import CHOICES, LINKED_INTERACTIONS, ReportStatus
 from headway.feedback.intake import FeedbackPost
 from headway.feedback.reporting import CommentPost, ReportPatch, ReportPost
+from headway.gateway.grounding import QUERY_CHARACTERS
+from headway.gateway.searching import MOST_PASSAGES, SearchAnswer, SearchPost
 from headway.storage.paging import LARGEST_PAGE, PAGE_SIZE
 
 Json = dict[str, Any]
@@ -25,7 +27,7 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/"
 _JSON = "application/json"
 _SHOWN: tuple[type[BaseModel], ...] = (FeedbackAnswer, ReportAnswer, ReportDetail, Page[Report], Problem, Health)
-_TAKEN = (FeedbackPost, ReportPost, ReportPatch, CommentPost)
+_STRUCTS = (FeedbackPost, ReportPost, ReportPatch, CommentPost, SearchPost, SearchAnswer)
 _KEYED: list[Json] = [{"bearer": []}, {"api-key": []}]
 
 _ERRORS: Mapping[int, str] = {
@@ -64,20 +66,20 @@ def tidy(document: Json) -> Json:
 def dataplane_document() -> Json:
     """Declare the data plane."""
     _, shown = models_json_schema([(model, "serialization") for model in _SHOWN], ref_template=_REF + "{model}")
-    _, taken = msgspec.json.schema_components(_TAKEN, ref_template=_REF + "{name}")
-    for schema in taken.values():
+    _, structs = msgspec.json.schema_components(_STRUCTS, ref_template=_REF + "{name}")
+    for schema in structs.values():
         _describe(schema)
-    _bound(taken)
+    _bound(structs)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Headway data plane",
             "version": __version__,
-            "description": "OpenAI-compatible routes, and feedback and reports on what they answered.",
+            "description": "OpenAI-compatible routes, search, and feedback and reports on what was answered.",
         },
-        "paths": {**_invocations(), **_models(), **_feedback(), **_reports(), **_health()},
+        "paths": {**_invocations(), **_models(), **_search(), **_feedback(), **_reports(), **_health()},
         "components": {
-            "schemas": {**shown["$defs"], **taken, **_openai_schemas()},
+            "schemas": {**shown["$defs"], **structs, **_openai_schemas()},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, `hw-...`"},
                 "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
@@ -103,6 +105,8 @@ def _bound(schemas: Json) -> None:
     """Add the bounds that the handlers check themselves."""
     schemas["FeedbackPost"]["properties"]["choice"]["anyOf"][0].update(minimum=0, maximum=CHOICES - 1)
     schemas["ReportPost"]["properties"]["interaction_ids"]["maxItems"] = LINKED_INTERACTIONS
+    schemas["SearchPost"]["properties"]["query"].update(minLength=1, maxLength=QUERY_CHARACTERS)
+    schemas["SearchPost"]["properties"]["top_k"]["anyOf"][0].update(minimum=1, maximum=MOST_PASSAGES)
 
 
 def _operation(summary: str, scope: str | None, responses: Json, **more: Any) -> Json:
@@ -152,15 +156,15 @@ def _invocations() -> Json:
     paths: Json = {}
     for route, summary, schema in routes:
         for prefix in ("/v1/", "/openai/v1/"):
-            operation = _operation(summary, "invoke", {**answer, **errors}, requestBody=_body(schema), tags=["openai"])
-            paths[prefix + route] = {"post": operation}
+            more: Json = {"requestBody": _body(schema), "parameters": [_groups()], "tags": ["openai"]}
+            paths[prefix + route] = {"post": _operation(summary, "invoke", {**answer, **errors}, **more)}
     for route, summary, schema in routes:
         if route == "responses":
             path, parameters = "/openai/responses", azure[1:]
         else:
             path, parameters = "/openai/deployments/{application}/" + route, azure
         body = _body(schema if route == "responses" else f"Azure{schema}")
-        more: Json = {"requestBody": body, "parameters": parameters, "tags": ["azure"]}
+        more = {"requestBody": body, "parameters": [*parameters, _groups()], "tags": ["azure"]}
         paths[path] = {"post": _operation(summary, "invoke", {**answer, **errors}, **more)}
     return paths
 
@@ -175,6 +179,24 @@ def _models() -> Json:
         "/v1/models/{model}": {"get": _operation("Show an application", "invoke", shown, parameters=[model], **more)},
         "/openai/v1/models": {"get": _operation("List the applications", "invoke", listed, **more)},
     }
+
+
+def _groups() -> Json:
+    return {
+        "name": "x-headway-groups",
+        "in": "header",
+        "description": "The end user's groups, separated by commas; needs the scope `delegate`.",
+        "schema": {"type": "string"},
+    }
+
+
+def _search() -> Json:
+    responses = {
+        "200": _answer("Passages that the caller may see, best first.", "SearchAnswer"),
+        **_problems(400, 401, 403, 404, 408, 413, 415, 429, 503),
+    }
+    more: Json = {"parameters": [_groups()], "requestBody": _body("SearchPost"), "tags": ["search"]}
+    return {"/v1/search": {"post": _operation("Search as a release does", "invoke", responses, **more)}}
 
 
 def _feedback() -> Json:

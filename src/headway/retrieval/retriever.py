@@ -186,6 +186,15 @@ class VersionRetriever:
             message = _note(retrieval, "failed", f"{type(error).__name__}: {error}")
             raise RetrievalError(message, retry_after_seconds=1) from error
 
+    async def prepare(self, retrieval: Retrieval) -> None:
+        """Get ready to search a version, so that the first caller need not wait for the embedded model; never fails."""
+        try:
+            version = await self._version(retrieval)
+            if version.spec.deployment is None:
+                await self._versions.embedder(version).embed(["ready"])
+        except (HeadwayError, psycopg.Error) as error:
+            _log.warning("index_not_ready", index=retrieval.label, detail=str(error).partition("\n")[0])
+
     async def close(self) -> None:
         """Give up what a database that hangs has not answered."""
         await self._attempts.close()
@@ -203,9 +212,7 @@ class VersionRetriever:
             self._room += 1
 
     async def _find(self, query: str, retrieval: Retrieval, groups: frozenset[str]) -> Found:
-        version = self._versions.known(retrieval)
-        if version is None:
-            version = await self._attempts.run(lambda: self._read(retrieval))
+        version = await self._version(retrieval)
         began = self._clock.monotonic_seconds()
         vector = None
         if retrieval.hybrid_weight > 0:
@@ -215,6 +222,10 @@ class VersionRetriever:
         return Found(
             tuple(passages), elapsed_ms(began, embedded), elapsed_ms(embedded, self._clock.monotonic_seconds())
         )
+
+    async def _version(self, retrieval: Retrieval) -> Version:
+        known = self._versions.known(retrieval)
+        return known if known is not None else await self._attempts.run(partial(self._read, retrieval))
 
     async def _read(self, retrieval: Retrieval) -> Version:
         async with self._database.connection() as connection:

@@ -112,6 +112,14 @@ async def test_words_alone_need_no_vector(stand: Stand) -> None:
     assert stand.embedders == []
 
 
+async def test_getting_ready_saves_the_first_caller_the_wait_and_never_fails(stand: Stand) -> None:
+    retriever = stand.retriever()
+    await retriever.prepare(Retrieval("nothing", 1))
+    await retriever.prepare(HANDBOOK)
+    assert stand.versions.known(HANDBOOK) is not None
+    assert stand.embedder.embedded == 1
+
+
 @pytest.mark.parametrize("retrieval", [Retrieval("handbook", 2), Retrieval("nothing", 1)])
 async def test_a_version_that_is_not_there_cannot_be_searched(stand: Stand, retrieval: Retrieval) -> None:
     with pytest.raises(RetrievalError, match=f"the search in {retrieval.label} failed") as caught:
