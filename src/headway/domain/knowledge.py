@@ -65,9 +65,11 @@ class Passage(msgspec.Struct, frozen=True):
         text: Its text.
         tokens: Its length.
         position: Its place in the document.
-        score: Fused score, 0 to 1: 1 is first in every list that counts.
-        vector_rank, text_rank: Place in either list, from 1; None where it is not in it.
+        score: 0 to 1, whatever else was found: the weighted mean of how much more alike it is to the query than any two
+            chunks of the version are, and of ``coverage``.
+        vector_rank, text_rank: Place by meaning, and by words, from 1; None where it is not among the first.
         similarity: Cosine similarity to the query; None where vectors were not searched.
+        coverage: Part of the query's words that it has, rare ones counting more, 0 to 1; None where it has none.
     """
 
     chunk: int
@@ -81,6 +83,7 @@ class Passage(msgspec.Struct, frozen=True):
     vector_rank: int | None = None
     text_rank: int | None = None
     similarity: float | None = None
+    coverage: float | None = None
 
 
 class Found(msgspec.Struct, frozen=True):

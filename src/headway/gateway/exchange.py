@@ -94,17 +94,17 @@ class Answerer:
 
     Args:
         caller: Makes the provider calls.
+        grounding: Finds what grounded answers go by.
         clock: Tells the time.
         keep_link: Keeps where a stored response lives; without it nothing is kept.
-        grounding: Finds what grounded answers go by.
     """
 
     def __init__(
         self,
         caller: Caller,
+        grounding: Grounding,
         clock: Clock,
         keep_link: Callable[[ResponseLink], Awaitable[None]] | None = None,
-        grounding: Grounding | None = None,
     ) -> None:
         self._caller = caller
         self._grounding = grounding
@@ -148,7 +148,6 @@ class Answerer:
         retrieval = exchange.route.release.bundle.retrieval
         if retrieval is None or exchange.parsed.operation == "embeddings":
             return None
-        assert self._grounding is not None, "releases with an index need one"
         return await self._grounding.ground(
             retrieval, exchange.parsed, exchange.groups, exchange.interaction, exchange.trace
         )

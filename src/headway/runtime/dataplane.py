@@ -9,8 +9,10 @@ from contextlib import AsyncExitStack
 
 from headway.api.dataplane import DataPlane, reply_to_nobody
 from headway.api.feedback_routes import FeedbackRoutes
+from headway.api.search_routes import SearchRoutes
 from headway.clock import Clock
 from headway.config.settings import Settings
+from headway.domain.snapshot import Snapshot
 from headway.errors import StorageError
 from headway.feedback.intake import FeedbackIntake
 from headway.feedback.keeping import Keeper
@@ -21,19 +23,25 @@ from headway.gateway.deployments import Deployments
 from headway.gateway.exchange import Answerer
 from headway.gateway.feed import SnapshotFeed
 from headway.gateway.gateway import Gateway
+from headway.gateway.grounding import Grounding
 from headway.gateway.quota import Quota, month_of
 from headway.gateway.recorder import Recorder
 from headway.gateway.scoreboard import Scoreboard
+from headway.gateway.searching import Searching
 from headway.gateway.shadow import Mirrors
 from headway.gateway.tracing import Tracing
 from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials
+from headway.retrieval.embedding import make_embedder
+from headway.retrieval.retriever import VersionRetriever, Versions
+from headway.retrieval.searching import VersionSearch
 from headway.runtime.worker import Application, Tasks
 from headway.storage.database import Database
 from headway.storage.keys import read_costs
 from headway.storage.spool import Spool
 
 _USAGE_SECONDS = 1.0
+_MIRRORED_SEARCHES = 1  # at a time, beside those of callers
 
 
 class DataPlaneService:
@@ -69,13 +77,18 @@ class DataPlaneService:
         recorder = Recorder(database, interactions, scoreboard, clock, settings, quota)
         conversations = Conversations(database, links, clock)
         stack.push_async_callback(conversations.close)
+        versions = Versions(lambda spec: make_embedder(spec, client, clock))
+        retriever = self._retriever(database, versions)
         callers = Deployments(clock, settings.workers)
-        answerer = Answerer(Caller(client, callers, clock, random.SystemRandom()), clock, conversations.keep)
-        mirrors = self._mirrors(client, callers, recorder)
+        caller = Caller(client, callers, clock, random.SystemRandom())
+        answerer = Answerer(caller, Grounding(retriever, clock), clock, conversations.keep)
+        mirrored = self._retriever(database, versions, places=_MIRRORED_SEARCHES)
+        mirrors = self._mirrors(client, callers, recorder, Grounding(mirrored, clock))
         gateway = Gateway(answerer, mirrors, recorder, quota, conversations, clock, tracing)
         feed = SnapshotFeed(database, home / "snapshot.json", clock, gateway.switch, settings.lost_control_seconds)
         await feed.start()
         await self._learn_costs(database, gateway, quota)
+        await _prepare(retriever, gateway.snapshot)
         await recorder.start()
         stack.push_async_callback(recorder.close)
         stack.push_async_callback(mirrors.close)
@@ -90,9 +103,12 @@ class DataPlaneService:
         tasks.run("statements", lambda: statements.replay_forever(keeper.replay))
         tasks.run("interactions", lambda: interactions.replay_forever(recorder.replay))
         tasks.run("links", lambda: links.replay_forever(conversations.replay))
-        return self._dataplane(gateway, recorder, database, keeper)
+        searching = Searching(retriever, quota)
+        return self._dataplane(gateway, recorder, searching, database, keeper)
 
-    def _dataplane(self, gateway: Gateway, recorder: Recorder, database: Database, keeper: Keeper) -> DataPlane:
+    def _dataplane(
+        self, gateway: Gateway, recorder: Recorder, searching: Searching, database: Database, keeper: Keeper
+    ) -> DataPlane:
         settings, clock = self._settings, self._clock
         routes = FeedbackRoutes(
             FeedbackIntake(database, keeper, clock),
@@ -102,9 +118,10 @@ class DataPlaneService:
             clock,
             settings.origins,
         )
+        search = SearchRoutes(searching, lambda: gateway.snapshot, clock)
         return DataPlane(
             gateway,
-            routes.routes,
+            [*routes.routes, *search.routes],
             clock,
             max_body_bytes=int(settings.max_body_mb * 1e6),
             body_seconds=settings.body_seconds,
@@ -112,11 +129,18 @@ class DataPlaneService:
             note_rejected=recorder.note_rejected,
         )
 
-    def _mirrors(self, client: ProviderClient, callers: Deployments, recorder: Recorder) -> Mirrors:
+    def _retriever(self, database: Database, versions: Versions, **places: int) -> VersionRetriever:
+        retriever = VersionRetriever(database, versions, VersionSearch(), self._clock, **places)
+        self._stack.push_async_callback(retriever.close)
+        return retriever
+
+    def _mirrors(
+        self, client: ProviderClient, callers: Deployments, recorder: Recorder, grounding: Grounding
+    ) -> Mirrors:
         """Make what runs the shadow stage; it shares no place, no queue and no circuit breaker with callers."""
         clock = self._clock
         deployments = Deployments(clock, self._settings.workers, gated=False)
-        answerer = Answerer(Caller(client, deployments, clock, random.SystemRandom()), clock)
+        answerer = Answerer(Caller(client, deployments, clock, random.SystemRandom()), grounding, clock)
         return Mirrors(answerer, deployments, callers, recorder, clock, reply_to_nobody)
 
     async def _follow_usage(self, database: Database, gateway: Gateway, quota: Quota) -> None:
@@ -156,3 +180,11 @@ class DataPlaneService:
     async def close(self) -> None:
         """Stop everything, in the reverse order; what was recorded is written or spooled."""
         await self._stack.aclose()
+
+
+async def _prepare(retriever: VersionRetriever, snapshot: Snapshot) -> None:
+    """Get ready for what callers of each application search."""
+    for application in snapshot.applications.values():
+        retrieval = snapshot.releases[application.stable].bundle.retrieval
+        if retrieval is not None:
+            await retriever.prepare(retrieval)

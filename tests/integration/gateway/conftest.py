@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,19 @@ class WorkerStand:
             await self.service.close()
 
     async def ask(
-        self, path: str = "/v1/chat/completions", *, leave_after: float | None = None, **fields: Any
+        self,
+        path: str = "/v1/chat/completions",
+        *,
+        leave_after: float | None = None,
+        key: str = "developer",
+        headers: Mapping[str, str] | None = None,
+        **fields: Any,
     ) -> Reply:
         """Send one request over ASGI; ``leave_after`` so many seconds the client goes away."""
         assert self._application is not None
         loop = asyncio.get_running_loop()
-        body = {"model": "support", **fields}
-        if "input" not in body and "messages" not in body:
+        body = {"model": "support", **fields} if path != "/v1/search" else fields
+        if not body.keys() & {"input", "messages", "query"}:
             body["messages"] = [{"role": "user", "content": "hi"}]
         coming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
         reply = Reply()
@@ -91,8 +97,9 @@ class WorkerStand:
             else:
                 reply.body += message["body"]
 
-        headers = [(name, value) for name, value in self.world.headers("developer").items()]
-        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+        sent = [*self.world.headers(key).items()]
+        sent += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": sent}
         await self._application(scope, receive, send)
         if "x-headway-interaction" in reply.headers:
             signer = self.world.snapshot.signing.signer()
