@@ -36,6 +36,7 @@ _INLINE_DIMENSIONS = 512  # 1 kB
 # The graph of nearest neighbours. Real documents repeat themselves, and with pgvector's defaults (16, 64) passages that
 # are all alike hide each other: among 100,000 chunks of manuals, one in fifteen of the nearest ten was missed.
 _NEIGHBOURS, _CANDIDATES = 24, 128
+_CHECKED_CANDIDATES = 400  # of the graph, for each chunk of the sample that is checked
 GRAPH_CHUNKS = 3000
 """A version with fewer chunks has no graph: looking at each of them is as fast, and misses none."""
 _GRAPH_BYTES = 1200  # of a chunk while the graph is built, beside its vector
