@@ -32,9 +32,8 @@ from headway.gateway.shadow import Mirrors
 from headway.gateway.tracing import Tracing
 from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials
-from headway.retrieval.embedding import make_embedder
-from headway.retrieval.retriever import VersionRetriever, Versions
-from headway.retrieval.searching import VersionSearch
+from headway.retrieval.retriever import VersionRetriever
+from headway.runtime.indexes import make_retriever, make_versions
 from headway.runtime.worker import Application, Tasks
 from headway.storage.database import Database
 from headway.storage.keys import read_costs
@@ -77,12 +76,14 @@ class DataPlaneService:
         recorder = Recorder(database, interactions, scoreboard, clock, settings, quota)
         conversations = Conversations(database, links, clock)
         stack.push_async_callback(conversations.close)
-        versions = Versions(lambda spec: make_embedder(spec, client, clock))
-        retriever = self._retriever(database, versions)
+        versions = make_versions(client, clock)
+        retriever = make_retriever(database, versions, clock)
+        stack.push_async_callback(retriever.close)
         callers = Deployments(clock, settings.workers)
         caller = Caller(client, callers, clock, random.SystemRandom())
         answerer = Answerer(caller, Grounding(retriever, clock), clock, conversations.keep)
-        mirrored = self._retriever(database, versions, places=_MIRRORED_SEARCHES)
+        mirrored = make_retriever(database, versions, clock, places=_MIRRORED_SEARCHES)
+        stack.push_async_callback(mirrored.close)
         mirrors = self._mirrors(client, callers, recorder, Grounding(mirrored, clock))
         gateway = Gateway(answerer, mirrors, recorder, quota, conversations, clock, tracing)
         feed = SnapshotFeed(database, home / "snapshot.json", clock, gateway.switch, settings.lost_control_seconds)
@@ -128,11 +129,6 @@ class DataPlaneService:
             origins=settings.origins,
             note_rejected=recorder.note_rejected,
         )
-
-    def _retriever(self, database: Database, versions: Versions, **places: int) -> VersionRetriever:
-        retriever = VersionRetriever(database, versions, VersionSearch(), self._clock, **places)
-        self._stack.push_async_callback(retriever.close)
-        return retriever
 
     def _mirrors(
         self, client: ProviderClient, callers: Deployments, recorder: Recorder, grounding: Grounding

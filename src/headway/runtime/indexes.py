@@ -1,32 +1,82 @@
-"""What index versions are built with, put together."""
+"""What index versions are built and searched with, put together."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from headway.clock import Clock
 from headway.config.indexes import VersionSpec
 from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials, resolve_secret
-from headway.retrieval.building import Tools
 from headway.retrieval.embedding import Embedder, make_embedder
+from headway.retrieval.retriever import SECONDS, VersionRetriever, Versions
+from headway.retrieval.searching import VersionSearch
 from headway.storage.database import Database
+
+if TYPE_CHECKING:
+    from headway.retrieval.building import Tools
+
+_PLACES = 4  # searches at a time: half of the pool's connections
 
 
 @asynccontextmanager
 async def open_tools(database: Database, clock: Clock) -> AsyncIterator[Tools]:
-    """Give what index versions are built with while the block runs."""
+    """Give what index versions are built with while the block runs; it needs the extra ``knowledge``."""
+    from headway.retrieval.building import Tools  # noqa: PLC0415 - needs the extra; searching does not
+
+    async with _open_client(clock) as client:
+
+        @asynccontextmanager
+        async def open_embedder(spec: VersionSpec) -> AsyncIterator[Embedder]:
+            embedder = make_embedder(spec, client, clock)
+            await embedder.open()
+            yield embedder
+
+        yield Tools(database, clock, resolve_secret, open_embedder)
+
+
+@asynccontextmanager
+async def open_retriever(
+    database: Database, clock: Clock, *, places: int = _PLACES, seconds: float = SECONDS
+) -> AsyncIterator[VersionRetriever]:
+    """Give what searches index versions while the block runs, for tools and pages: callers have their gateway.
+
+    It opens without the extra ``knowledge``, and loads the embedded model with the first search that needs it: such a
+    search fails without the extra, and the error's cause says what to install.
+
+    Args:
+        database: Where the versions are.
+        clock: Tells the time.
+        places: Searches at a time.
+        seconds: How long one may take.
+    """
+    async with _open_client(clock) as client:
+        retriever = make_retriever(database, make_versions(client, clock), clock, places=places, seconds=seconds)
+        try:
+            yield retriever
+        finally:
+            await retriever.close()
+
+
+def make_versions(client: ProviderClient, clock: Clock) -> Versions:
+    """Make what knows index versions and their embedders; one for all retrievers of a process."""
+    return Versions(lambda spec: make_embedder(spec, client, clock))
+
+
+def make_retriever(
+    database: Database, versions: Versions, clock: Clock, *, places: int = _PLACES, seconds: float = SECONDS
+) -> VersionRetriever:
+    """Make a retriever with places of its own; who makes it closes it."""
+    return VersionRetriever(database, versions, VersionSearch(), clock, places=places, seconds=seconds)
+
+
+@asynccontextmanager
+async def _open_client(clock: Clock) -> AsyncIterator[ProviderClient]:
     client = ProviderClient(Credentials(clock))
     await client.start()
-
-    @asynccontextmanager
-    async def open_embedder(spec: VersionSpec) -> AsyncIterator[Embedder]:
-        embedder = make_embedder(spec, client, clock)
-        await embedder.open()
-        yield embedder
-
     try:
-        yield Tools(database, clock, resolve_secret, open_embedder)
+        yield client
     finally:
         await client.close()
