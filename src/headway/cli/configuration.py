@@ -97,6 +97,8 @@ def check(file: FileArgument = None, json: JsonOption = False) -> None:
         return
     specification = loaded.specification
     counts = f"{_count(specification.deployments, 'deployment')}, {_count(specification.applications, 'application')}"
+    if specification.indexes:
+        counts += ", 1 index" if len(specification.indexes) == 1 else f", {len(specification.indexes)} indexes"
     console.print(Text(f"{loaded.path} is sound: {counts}", style="green"), soft_wrap=True)
     for reference in _unresolved(specification):
         notes.print(Text(f"note: {reference} is not there for this process; `headway run` will need it", "yellow"))
