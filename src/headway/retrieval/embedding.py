@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +15,7 @@ from headway.config.indexes import EmbedderSpec, VersionSpec
 from headway.domain.release import Deployment
 from headway.errors import ConfigurationError, ProviderError, ProviderTimeoutError, ProviderUnavailableError
 from headway.providers.client import CallError, ProviderClient
+from headway.retrieval.wordvectors import WordVectors
 
 Vectors = NDArray[np.float32]
 
@@ -72,13 +71,13 @@ class StaticEmbedder:
     cost_usd: float | None = 0.0
 
     def __init__(self) -> None:
-        self._model: Any = None
+        self._model: WordVectors | None = None
 
     @property
     def dimensions(self) -> int:
         """Length of the vectors."""
         assert self._model is not None, "open() first"
-        return int(self._model.embedding.shape[1])
+        return self._model.dimensions
 
     async def open(self) -> None:
         """Load the model, which comes with the extra.
@@ -87,26 +86,13 @@ class StaticEmbedder:
             ConfigurationError: The extra ``knowledge`` is not installed.
         """
         if self._model is None:
-            self._model = await asyncio.to_thread(_load_static)
+            self._model = await asyncio.to_thread(WordVectors.load)
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """Make a vector of each text; that of a text without words is zero."""
         await self.open()
-        return await asyncio.to_thread(self._embed, list(texts))
-
-    def _embed(self, texts: list[str]) -> Vectors:
-        with np.errstate(invalid="ignore"):  # no words: zero by zero
-            vectors = np.asarray(self._model.embed(texts, norm=True), np.float32)
-        return np.nan_to_num(vectors, copy=False)
-
-
-def _load_static() -> Any:
-    found = importlib.util.find_spec("wordllama")
-    if found is None or found.origin is None:
-        raise ConfigurationError("local-static needs the knowledge extra: pip install 'headway[knowledge]'")
-    from wordllama import WordLlama  # noqa: PLC0415 - an extra, and slow to import
-
-    return WordLlama.load(cache_dir=Path(found.origin).parent, disable_download=True)
+        assert self._model is not None
+        return await asyncio.to_thread(self._model.embed, texts)
 
 
 class _Item(msgspec.Struct, frozen=True):
