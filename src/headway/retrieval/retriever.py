@@ -2,7 +2,8 @@
 
 Versions are immutable: what one is and how its queries are embedded is read once. Searches take connections of the
 pool that the recorder needs too, so that only a few run at once; a database that is away is found out by one of them,
-and the others fail at once until it is back.
+and the others fail at once until it is back. An embedder that is slow or away is waited for outside of these places: it
+holds up the queries of its own index, and no others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from headway.clock import Clock, elapsed_ms
 from headway.config.indexes import VersionSpec
 from headway.domain.knowledge import Found, Passage
 from headway.domain.release import Retrieval
-from headway.errors import HeadwayError, NotFoundError, RetrievalError
+from headway.errors import ConfigurationError, HeadwayError, NotFoundError, RetrievalError
 from headway.storage.attempts import Attempts
 from headway.storage.database import Connection, Database
 
@@ -32,6 +33,7 @@ SECONDS = 5.0
 
 _PLACES = 4  # at once; half of the pool's connections
 _WAITING = 64
+_SEARCH_SECONDS = 2.5  # of a database that answers: that it is slow at one search says nothing of others
 _ANSWER_SECONDS = 3.0
 _KNOWN_VERSIONS = 200
 
@@ -157,7 +159,7 @@ class VersionRetriever:
         self._places = asyncio.Semaphore(places)
         self._room = places + _WAITING
         self._seconds = seconds
-        self._attempts = Attempts(clock, answer_seconds=min(_ANSWER_SECONDS, seconds))
+        self._attempts = Attempts(clock, answer_seconds=min(_ANSWER_SECONDS, seconds), abandon=True)
 
     async def retrieve(self, query: str, retrieval: Retrieval, groups: frozenset[str]) -> Found:
         """Search an index version.
@@ -174,7 +176,7 @@ class VersionRetriever:
             RetrievalError: It cannot be searched, or not in time. The message is for callers; the log says more.
         """
         try:
-            async with asyncio.timeout(self._seconds), self._place():
+            async with asyncio.timeout(self._seconds):
                 return await self._find(query, retrieval, groups)
         except TimeoutError as error:
             message = _note(retrieval, "took too long", str(error))
@@ -214,18 +216,28 @@ class VersionRetriever:
     async def _find(self, query: str, retrieval: Retrieval, groups: frozenset[str]) -> Found:
         version = await self._version(retrieval)
         began = self._clock.monotonic_seconds()
-        vector = None
-        if retrieval.hybrid_weight > 0:
-            vector = (await self._versions.embedder(version).embed([query]))[0]
+        vector = await self._embed(version, query) if retrieval.hybrid_weight > 0 else None
         embedded = self._clock.monotonic_seconds()
-        passages = await self._attempts.run(partial(self._ask, version, Query(query, vector, retrieval, groups)))
+        async with self._place():
+            passages = await self._attempts.run(partial(self._ask, version, Query(query, vector, retrieval, groups)))
         return Found(
             tuple(passages), elapsed_ms(began, embedded), elapsed_ms(embedded, self._clock.monotonic_seconds())
         )
 
     async def _version(self, retrieval: Retrieval) -> Version:
         known = self._versions.known(retrieval)
-        return known if known is not None else await self._attempts.run(partial(self._read, retrieval))
+        if known is not None:
+            return known
+        async with self._place():
+            known = self._versions.known(retrieval)  # by now
+            return known if known is not None else await self._attempts.run(partial(self._read, retrieval))
+
+    async def _embed(self, version: Version, query: str) -> Vector:
+        vector: Vector = (await self._versions.embedder(version).embed([query]))[0]
+        if len(vector) != version.dimensions:
+            message = f"the embedder gives vectors of {len(vector)} dimensions, the version has {version.dimensions}"
+            raise ConfigurationError(message)
+        return vector
 
     async def _read(self, retrieval: Retrieval) -> Version:
         async with self._database.connection() as connection:
@@ -233,7 +245,12 @@ class VersionRetriever:
 
     async def _ask(self, version: Version, wanted: Query) -> Sequence[Passage]:
         async with self._database.connection() as connection:
-            return await self._search(connection, version, wanted)
+            try:
+                async with asyncio.timeout(_SEARCH_SECONDS):
+                    return await self._search(connection, version, wanted)
+            except (TimeoutError, psycopg.errors.QueryCanceled) as error:
+                message = _note(wanted.retrieval, "took too long", str(error))
+                raise RetrievalError(message, code="retrieval_timeout", retry_after_seconds=1) from error
 
 
 async def _read(connection: Connection, retrieval: Retrieval) -> Version:

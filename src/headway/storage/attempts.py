@@ -23,18 +23,20 @@ class Attempts:
     Args:
         clock: Tells how long the database has been away.
         answer_seconds: How long a caller waits for it.
+        abandon: What was begun for a caller who is cancelled is cancelled too; else it goes on.
     """
 
-    def __init__(self, clock: Clock, *, answer_seconds: float = 1.0) -> None:
+    def __init__(self, clock: Clock, *, answer_seconds: float = 1.0, abandon: bool = False) -> None:
         self._clock = clock
         self._answer_seconds = answer_seconds
+        self._abandon = abandon
         self._away_until = -math.inf
         self._running: set[asyncio.Task[Any]] = set()
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do some work with the database.
 
-        What was begun may take effect even when this fails, and goes on when the caller is cancelled.
+        What was begun may take effect even when this fails.
 
         Raises:
             StorageError: The database is away, or does not answer in time.
@@ -47,7 +49,12 @@ class Attempts:
         task = asyncio.get_running_loop().create_task(work())
         self._running.add(task)
         task.add_done_callback(self._forget)
-        done, _ = await asyncio.wait((task,), timeout=self._answer_seconds)
+        try:
+            done, _ = await asyncio.wait((task,), timeout=self._answer_seconds)
+        except asyncio.CancelledError:
+            if self._abandon:
+                task.cancel()
+            raise
         try:
             if not done:
                 task.cancel()

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from headway.clock import SystemClock
 from headway.config.indexes import VersionSpec
 from headway.domain.knowledge import Passage
-from headway.domain.release import Retrieval
+from headway.domain.release import Deployment, Endpoint, Retrieval
 from headway.errors import RetrievalError
 from headway.retrieval.retriever import Query, Search, Version, VersionRetriever, Versions
 from headway.storage.database import Connection, Database
-from tests.indexes import Page, publish
+from tests.indexes import SPEC, Page, publish
 from tests.lakes import CountingEmbedder
 
 HANDBOOK = Retrieval("handbook", 1)
@@ -223,6 +223,84 @@ async def test_a_caller_who_leaves_gives_the_place_back(stand: Stand) -> None:
             await asking
     assert retriever._places._value == 1
     await retriever.close()
+
+
+async def test_the_search_of_a_caller_who_leaves_ends_in_the_database(stand: Stand) -> None:
+    async def count() -> int:
+        async with stand.database.connection() as connection:
+            cursor = await connection.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND query = 'SELECT pg_sleep(2)' AND state = 'active'"
+            )
+            (running,) = await cursor.fetchone() or (0,)
+        return int(running)
+
+    async def sleep(connection: Connection, version: Version, query: Query) -> Sequence[Passage]:
+        await connection.execute("SELECT pg_sleep(2)")
+        return ()
+
+    retriever = stand.retriever(sleep)
+    asking = asyncio.create_task(ask(retriever))
+    while not await count():
+        assert not asking.done()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    began = time.monotonic()
+    while await count():
+        pass
+    assert time.monotonic() - began < 1
+    await retriever.close()
+
+
+async def test_a_slow_search_fails_alone(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.retrieval.retriever._SEARCH_SECONDS", 0.2)
+
+    async def search(connection: Connection, version: Version, query: Query) -> Sequence[Passage]:
+        if query.retrieval.top_k == 1:
+            await connection.execute("SET LOCAL statement_timeout = 50")
+        if query.retrieval.top_k <= 2:
+            await connection.execute("SELECT pg_sleep(60)")
+        return await find_all(connection, version, query)
+
+    retriever = stand.retriever(search)
+    for top_k in (1, 2):
+        with pytest.raises(RetrievalError) as caught:
+            await ask(retriever, retrieval=Retrieval("handbook", 1, top_k=top_k))
+        assert caught.value.error_code == "retrieval_timeout"
+        assert await ask(retriever) == ["leave.md"]  # the database is not away
+    await retriever.close()
+
+
+async def test_an_embedder_that_hangs_holds_up_no_other_index(stand: Stand) -> None:
+    class Hanging(CountingEmbedder):
+        async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            await asyncio.sleep(60)
+            return await super().embed(texts)
+
+    away = VersionSpec(SPEC.index, Deployment("vectors", Endpoint("openai", "http://127.0.0.1:9/v1", "m")))
+    async with stand.database.connection() as connection:
+        await publish(connection, "handbook", 2, PAGES, stand.embedder.embed, away)
+    versions = Versions(lambda spec: Hanging() if spec.deployment is not None else stand.embedder)
+    retriever = VersionRetriever(stand.database, versions, stand.search, SystemClock(), places=1)
+    waiting = [asyncio.create_task(ask(retriever, retrieval=Retrieval("handbook", 2))) for _ in range(100)]
+    await asyncio.sleep(0.2)
+    assert await ask(retriever) == ["leave.md"]
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_vectors_of_another_length_are_not_searched_for(stand: Stand) -> None:
+    class Changed(CountingEmbedder):
+        async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            return np.ones((len(texts), 3), np.float32)
+
+    retriever = VersionRetriever(stand.database, Versions(lambda _: Changed()), stand.search, SystemClock())
+    with pytest.raises(RetrievalError) as caught:
+        await ask(retriever)
+    assert "gives vectors of 3 dimensions, the version has" in str(caught.value.__cause__)
+    assert stand.queries == []
 
 
 async def test_a_database_that_is_away_fails_at_once_and_the_message_names_no_host(stand: Stand) -> None:
