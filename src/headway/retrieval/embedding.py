@@ -23,6 +23,9 @@ _TRIES = 6
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _CALLS = 4  # at a time, where the deployment names no limit
+_QUERY_TRIES = 2  # somebody waits for the answer
+_QUERY_CALLS = 64
+_QUICK_CHARACTERS = 2000  # less than 0.4 ms: a thread would cost more than it spares the others
 _SHOWN_CHARACTERS = 200
 
 
@@ -59,10 +62,19 @@ class Embedder(Protocol):
 
 
 def make_embedder(spec: VersionSpec, client: ProviderClient, clock: Clock) -> Embedder:
-    """Make the embedder of a version, for its chunks and for queries alike."""
+    """Make the embedder of a version's chunks: a few calls at a time, and patient."""
     if spec.deployment is None:
         return StaticEmbedder()
     return DeploymentEmbedder(spec.deployment, spec.index.embedder, client, clock)
+
+
+def make_query_embedder(spec: VersionSpec, client: ProviderClient, clock: Clock) -> Embedder:
+    """Make the embedder of a version's queries, for which somebody waits: many calls at a time, tried twice."""
+    if spec.deployment is None:
+        return StaticEmbedder()
+    return DeploymentEmbedder(
+        spec.deployment, spec.index.embedder, client, clock, calls=_QUERY_CALLS, tries=_QUERY_TRIES
+    )
 
 
 class StaticEmbedder:
@@ -92,6 +104,8 @@ class StaticEmbedder:
         """Make a vector of each text; that of a text without words is zero."""
         await self.open()
         assert self._model is not None
+        if len(texts) == 1 and len(texts[0]) <= _QUICK_CHARACTERS:
+            return self._model.embed(texts)
         return await asyncio.to_thread(self._model.embed, texts)
 
 
@@ -117,16 +131,28 @@ class DeploymentEmbedder:
         spec: How it is called.
         client: Calls it.
         clock: Waits.
+        calls: At a time, where the deployment names no limit.
+        tries: Of a call that fails in a way that passes.
     """
 
-    def __init__(self, deployment: Deployment, spec: EmbedderSpec, client: ProviderClient, clock: Clock) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        spec: EmbedderSpec,
+        client: ProviderClient,
+        clock: Clock,
+        *,
+        calls: int = _CALLS,
+        tries: int = _TRIES,
+    ) -> None:
         self._deployment = deployment
         self._spec = spec
         self._client = client
         self._clock = clock
         self._dimensions = spec.dimensions or 0
         self._tokens = 0
-        self._places = asyncio.Semaphore(deployment.operation.max_concurrency or _CALLS)
+        self._places = asyncio.Semaphore(deployment.operation.max_concurrency or calls)
+        self._tries = tries
 
     @property
     def dimensions(self) -> int:
@@ -180,7 +206,7 @@ class DeploymentEmbedder:
             body["dimensions"] = self._spec.dimensions
         encoded = msgspec.json.encode(body)
         pause = _FIRST_PAUSE_SECONDS
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(self._tries)):
             try:
                 return await self._try(encoded)
             except (ProviderUnavailableError, ProviderTimeoutError) as error:

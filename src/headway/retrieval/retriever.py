@@ -9,10 +9,10 @@ holds up the queries of its own index, and no others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ from headway.clock import Clock, elapsed_ms
 from headway.config.indexes import VersionSpec
 from headway.domain.knowledge import Found, Passage
 from headway.domain.release import Retrieval
-from headway.errors import ConfigurationError, HeadwayError, NotFoundError, RetrievalError
+from headway.errors import ConfigurationError, HeadwayError, NotFoundError, ProviderError, RetrievalError
 from headway.storage.attempts import Attempts
 from headway.storage.database import Connection, Database
 
@@ -34,7 +34,7 @@ SECONDS = 5.0
 _PLACES = 4  # at once; half of the pool's connections
 _WAITING = 64
 _SEARCH_SECONDS = 2.5  # of a database that answers: that it is slow at one search says nothing of others
-_ANSWER_SECONDS = 3.0
+_ANSWER_PART = 0.6  # of the time for a search: by then the database, or the embedder, counts as away
 _KNOWN_VERSIONS = 200
 
 _log = structlog.get_logger("headway.retrieval")
@@ -45,7 +45,7 @@ Vector = NDArray[np.float32]
 class QueryEmbedder(Protocol):
     """Makes vectors of queries."""
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str]) -> Coroutine[Any, Any, NDArray[np.float32]]:
         """Make a vector of each text."""
         ...
 
@@ -159,7 +159,8 @@ class VersionRetriever:
         self._places = asyncio.Semaphore(places)
         self._room = places + _WAITING
         self._seconds = seconds
-        self._attempts = Attempts(clock, answer_seconds=min(_ANSWER_SECONDS, seconds), abandon=True)
+        self._attempts = Attempts(clock, answer_seconds=_ANSWER_PART * seconds, abandon=True)
+        self._embedding: dict[QueryEmbedder, Attempts] = {}  # by deployments
 
     async def retrieve(self, query: str, retrieval: Retrieval, groups: frozenset[str]) -> Found:
         """Search an index version.
@@ -198,8 +199,9 @@ class VersionRetriever:
             _log.warning("index_not_ready", index=retrieval.label, detail=str(error).partition("\n")[0])
 
     async def close(self) -> None:
-        """Give up what a database that hangs has not answered."""
-        await self._attempts.close()
+        """Give up what a database, or an embedder, that hangs has not answered."""
+        for attempts in (self._attempts, *self._embedding.values()):
+            await attempts.close()
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -233,7 +235,21 @@ class VersionRetriever:
             return known if known is not None else await self._attempts.run(partial(self._read, retrieval))
 
     async def _embed(self, version: Version, query: str) -> Vector:
-        vector: Vector = (await self._versions.embedder(version).embed([query]))[0]
+        embedder = self._versions.embedder(version)
+        deployment = version.spec.deployment
+        if deployment is None:
+            vector: Vector = (await embedder.embed([query]))[0]
+        else:
+            attempts = self._embedding.get(embedder)
+            if attempts is None:
+                attempts = self._embedding[embedder] = Attempts(
+                    self._clock,
+                    answer_seconds=_ANSWER_PART * self._seconds,
+                    abandon=True,
+                    of=f"the embedder {deployment.name!r}",
+                    away=ProviderError,
+                )
+            vector = (await attempts.run(partial(embedder.embed, [query])))[0]
         if len(vector) != version.dimensions:
             message = f"the embedder gives vectors of {len(vector)} dimensions, the version has {version.dimensions}"
             raise ConfigurationError(message)

@@ -10,7 +10,7 @@ from headway.clock import Clock
 from headway.config.indexes import VersionSpec
 from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials, resolve_secret
-from headway.retrieval.embedding import Embedder, make_embedder
+from headway.retrieval.embedding import Embedder, make_embedder, make_query_embedder
 from headway.retrieval.retriever import SECONDS, VersionRetriever, Versions
 from headway.retrieval.searching import VersionSearch
 from headway.storage.database import Database
@@ -62,7 +62,7 @@ async def open_retriever(
 
 def make_versions(client: ProviderClient, clock: Clock) -> Versions:
     """Make what knows index versions and their embedders; one for all retrievers of a process."""
-    return Versions(lambda spec: make_embedder(spec, client, clock))
+    return Versions(lambda spec: make_query_embedder(spec, client, clock))
 
 
 def make_retriever(

@@ -1,4 +1,4 @@
-"""Asking the database on behalf of callers who cannot wait for it."""
+"""Asking the database, or something else that may be away, on behalf of callers who cannot wait for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from headway.clock import Clock
-from headway.errors import StorageError
+from headway.errors import HeadwayError, StorageError
 
 _AWAY_SECONDS = 1.0
 
@@ -24,12 +24,24 @@ class Attempts:
         clock: Tells how long the database has been away.
         answer_seconds: How long a caller waits for it.
         abandon: What was begun for a caller who is cancelled is cancelled too; else it goes on.
+        of: What is asked, if it is not the database.
+        away: The error that says that it is away.
     """
 
-    def __init__(self, clock: Clock, *, answer_seconds: float = 1.0, abandon: bool = False) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        answer_seconds: float = 1.0,
+        abandon: bool = False,
+        of: str = "the database",
+        away: type[HeadwayError] = StorageError,
+    ) -> None:
         self._clock = clock
         self._answer_seconds = answer_seconds
         self._abandon = abandon
+        self._of = of
+        self._away = away
         self._away_until = -math.inf
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -39,11 +51,11 @@ class Attempts:
         What was begun may take effect even when this fails.
 
         Raises:
-            StorageError: The database is away, or does not answer in time.
+            HeadwayError: ``away``: it is, or does not answer in time.
         """
         now = self._clock.monotonic_seconds()
         if now < self._away_until:
-            raise StorageError("the database is away")
+            raise self._away(f"{self._of} is away")
         if self._away_until > -math.inf:
             self._away_until = now + _AWAY_SECONDS  # this one asks whether it is back
         task = asyncio.get_running_loop().create_task(work())
@@ -58,9 +70,9 @@ class Attempts:
         try:
             if not done:
                 task.cancel()
-                raise StorageError(f"the database did not answer within {self._answer_seconds:g} s")
+                raise self._away(f"{self._of} did not answer within {self._answer_seconds:g} s")
             result = task.result()
-        except StorageError:
+        except self._away:
             self._away_until = self._clock.monotonic_seconds() + _AWAY_SECONDS
             raise
         self._away_until = -math.inf

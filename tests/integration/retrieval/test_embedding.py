@@ -15,7 +15,7 @@ from headway.domain.release import Deployment, Endpoint, Operation, Prices
 from headway.errors import ConfigurationError, ProviderUnavailableError
 from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials
-from headway.retrieval.embedding import DeploymentEmbedder, Embedder, StaticEmbedder, make_embedder
+from headway.retrieval.embedding import DeploymentEmbedder, Embedder, StaticEmbedder, make_embedder, make_query_embedder
 from headway.testing import Behaviour, ProviderSimulator, overloaded, rate_limited, refusing_port
 from headway.testing.embeddings import embed_text
 
@@ -118,6 +118,25 @@ async def test_what_passes_is_tried_again_after_a_growing_pause() -> None:
         provider.play("embed", *failing)
         assert len(await make_vectors(embedder, ["a"])) == 1
     assert clock.slept == [0.5, 7.0]
+
+
+async def test_of_a_query_somebody_waits_for_the_answer() -> None:
+    clock = QuickClock()
+    client = ProviderClient(Credentials(clock))
+    await client.start()
+    try:
+        async with ProviderSimulator({"embed": Behaviour()}) as provider:
+            spec = VersionSpec(IndexSpec(LAKE, EmbedderSpec("small")), make_deployment(provider.base_url))
+            embedder = make_query_embedder(spec, client, clock)
+            failing = Behaviour(errors=(overloaded(),))
+            provider.play("embed", failing)
+            assert (await embedder.embed(["hi"])).shape[0] == 1
+            provider.play("embed", failing, failing)
+            with pytest.raises(ProviderUnavailableError):
+                await embedder.embed(["hi"])
+    finally:
+        await client.close()
+    assert clock.slept == [0.5, 0.5]
 
 
 async def test_what_does_not_pass_is_told() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headway.clock import SystemClock
+from headway.clock import ManualClock, SystemClock
 from headway.config.indexes import VersionSpec
 from headway.domain.knowledge import Passage
 from headway.domain.release import Deployment, Endpoint, Retrieval
@@ -21,6 +21,7 @@ from tests.indexes import SPEC, Page, publish
 from tests.lakes import CountingEmbedder
 
 HANDBOOK = Retrieval("handbook", 1)
+AWAY = VersionSpec(SPEC.index, Deployment("vectors", Endpoint("openai", "http://127.0.0.1:9/v1", "m")))
 PAGES = (
     Page("leave.md", "Leave", "Leave is 25 days."),
     Page("pay.md", "Pay", "Pay comes on the first.", groups=("hr",)),
@@ -278,9 +279,8 @@ async def test_an_embedder_that_hangs_holds_up_no_other_index(stand: Stand) -> N
             await asyncio.sleep(60)
             return await super().embed(texts)
 
-    away = VersionSpec(SPEC.index, Deployment("vectors", Endpoint("openai", "http://127.0.0.1:9/v1", "m")))
     async with stand.database.connection() as connection:
-        await publish(connection, "handbook", 2, PAGES, stand.embedder.embed, away)
+        await publish(connection, "handbook", 2, PAGES, stand.embedder.embed, AWAY)
     versions = Versions(lambda spec: Hanging() if spec.deployment is not None else stand.embedder)
     retriever = VersionRetriever(stand.database, versions, stand.search, SystemClock(), places=1)
     waiting = [asyncio.create_task(ask(retriever, retrieval=Retrieval("handbook", 2))) for _ in range(100)]
@@ -289,6 +289,34 @@ async def test_an_embedder_that_hangs_holds_up_no_other_index(stand: Stand) -> N
     for each in waiting:
         each.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_an_embedder_that_is_away_is_asked_by_one_caller_at_a_time(stand: Stand) -> None:
+    class Failing(CountingEmbedder):
+        calls = 0
+        hangs = True
+
+        async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            self.calls += 1
+            if self.hangs:
+                await asyncio.sleep(60)
+            return await super().embed(texts)
+
+    async with stand.database.connection() as connection:
+        await publish(connection, "handbook", 2, PAGES, stand.embedder.embed, AWAY)
+    embedder, clock = Failing(), ManualClock()
+    retriever = VersionRetriever(stand.database, Versions(lambda _: embedder), stand.search, clock, seconds=0.3)
+    second = Retrieval("handbook", 2)
+    for _ in range(10):
+        with pytest.raises(RetrievalError) as caught:
+            await ask(retriever, retrieval=second)
+        assert "vectors" not in caught.value.message
+    assert embedder.calls == 1
+    embedder.hangs = False
+    clock.advance(1.1)
+    assert await ask(retriever, retrieval=second) == ["leave.md"]
+    assert await ask(retriever, retrieval=second) == ["leave.md"]
+    await retriever.close()
 
 
 async def test_vectors_of_another_length_are_not_searched_for(stand: Stand) -> None:
