@@ -26,6 +26,7 @@ from headway.config.schema import (
     check_name,
 )
 from headway.domain.access import is_group
+from headway.domain.lake import check_url, find_secrets, is_secret, split_pattern
 from headway.domain.release import Deployment, Retrieval
 
 LOCAL_STATIC = "local-static"
@@ -37,10 +38,6 @@ LANGUAGES = (
     *("portuguese", "romanian", "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish"),
 )
 
-_SECRET_OPTION = re.compile(
-    r"secret|password|token|credential|connection_string|(?:^|_)(?:key|sas)$", re.IGNORECASE
-)  # as headway.lake has it
-_LAKE = re.compile(r"file:.+|(?:s3|abfss?)://[^/].*", re.DOTALL)
 _REFERENCE = re.compile(r"([^@]+)(?:@(\d{1,9}))?", re.ASCII)
 _RETRIEVAL = Retrieval("", LATEST)
 
@@ -152,26 +149,13 @@ def _check_reference(text: str) -> str:
     return str(parse_reference(text))
 
 
-def _check_lake(url: str) -> str:
-    if not _LAKE.fullmatch(url) or not url.isprintable():
-        raise ValueError("expected file:./folder, s3://bucket/folder or abfs://container@account.dfs.core.windows.net")
-    if ":" in url.partition("//")[2].partition("/")[0].partition("@")[0]:
-        raise ValueError("the URL holds a secret: give it under secrets, as env:NAME or file:/path")
-    return url
-
-
 def _check_pattern(pattern: str) -> str:
-    if pattern.startswith("/") or any(part in ("", ".", "..") for part in pattern.split("/")):
-        raise ValueError("a pattern is held against the path from the lake's root: no empty part, . or .. in it")
-    if any("**" in part and part != "**" for part in pattern.split("/")):
-        raise ValueError("** stands alone between slashes, as in **/*.md")
-    if re.search(r"\{[^{}]*,[^{}]*\}", pattern):
-        raise ValueError("alternatives in braces are not known: give one pattern for each")
+    split_pattern(pattern)
     return pattern
 
 
 def _check_option(name: str) -> str:
-    if _SECRET_OPTION.search(name):
+    if is_secret(name):
         raise ValueError("this option is a secret: give it under secrets, as env:NAME or file:/path")
     return name
 
@@ -192,7 +176,7 @@ def _check_moment(text: str) -> str:
 
 LAKE = Table(
     {
-        "url": Key(Text("the URL of a folder", _check_lake), "The root.", required=True),
+        "url": Key(Text("the URL of a folder", check_url), "The root.", required=True),
         "options": Key(
             Named(Json(), "an option", _check_option),
             "Options of the store, as fsspec's file system takes them: `endpoint_url`, `account_name`, `anon`.",
@@ -225,7 +209,7 @@ CHUNK = Table(
 INDEX = Table(
     {
         "lake": Key(
-            Either(Text("the URL of a folder", _check_lake), (LAKE,)),
+            Either(Text("the URL of a folder", check_url), (LAKE,)),
             "Where the documents are: `file:./folder` (from the folder of headway.yaml), `s3://bucket/folder`,"
             " `abfs://container@account.dfs.core.windows.net/folder`.",
             required=True,
@@ -311,11 +295,20 @@ def check_indexes(indexes: Any, deployments: Any, document: Document) -> None:
             continue
         place = ("indexes", name)
         _check_chunk(entry["chunk"], (*place, "chunk"), document)
+        _check_options(entry["lake"], (*place, "lake", "options"), document)
         if isinstance(entry["embedder"], Mapping) and deployments is not INVALID:
             wanted = entry["embedder"]["deployment"]
             if wanted is not INVALID and wanted not in deployments:
                 hint = nearest(wanted, deployments)
                 document.complain((*place, "embedder", "deployment"), f"no deployment is called {wanted!r}{hint}")
+
+
+def _check_options(lake: Any, place: Place, document: Document) -> None:
+    """Complain of secrets within an option, such as those of ``client_kwargs``."""
+    options = lake["options"] if isinstance(lake, Mapping) else INVALID
+    for option, value in {} if options is INVALID else options.items():
+        for name in find_secrets(value):
+            document.complain((*place, option), f"{name} is a secret: give it under secrets, as env:NAME or file:/path")
 
 
 def _check_chunk(chunk: Any, place: Place, document: Document) -> None:

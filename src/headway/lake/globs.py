@@ -13,6 +13,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 
+from headway.domain.lake import split_pattern
 from headway.errors import ConfigurationError
 
 _WILD = re.compile(r"[*?\[]")
@@ -25,7 +26,10 @@ class _Pattern:
     """One pattern as a machine that reads a path name by name."""
 
     def __init__(self, text: str, *, hidden: bool) -> None:
-        names = _names(text)
+        try:
+            names = split_pattern(text)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
         self.folders = _literal(names)
         self._names = [None if name == "**" else _compile(name, hidden=hidden) for name in names]
         self._open_ended = names[-2:] == ["**", "*"]
@@ -62,25 +66,6 @@ class _Pattern:
     def swallows(self, state: frozenset[int]) -> bool:
         """Whether all below matches."""
         return self._open_ended and len(self._names) - 2 in state
-
-
-def _names(text: str) -> list[str]:
-    names = text.split("/")
-    if not text:
-        problem = "is empty"
-    elif text.startswith("/"):
-        problem = "begins with a slash: patterns start at the lake's root, without one"
-    elif text.endswith("/"):
-        problem = f"ends with a slash: {text}** is all below that folder"
-    elif any(name in ("", ".", "..") for name in names):
-        problem = "holds an empty name, . or .., which no path does"
-    elif any("**" in name and name != "**" for name in names):
-        problem = "has ** beside other characters: it stands alone between slashes, as in **/*.md"
-    elif re.search(r"\{[^{}]*,[^{}]*\}", text):
-        problem = "has alternatives in braces: give one pattern for each"
-    else:
-        return [*names, "*"] if names[-1] == "**" else names
-    raise ConfigurationError(f"pattern {text!r} {problem}")
 
 
 def _literal(names: list[str]) -> list[str]:

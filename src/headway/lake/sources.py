@@ -16,13 +16,13 @@ import fsspec
 import fsspec.core
 import msgspec
 
+from headway.domain.lake import check_url, find_secrets
 from headway.errors import ChangedDocumentError, ConfigurationError, HeadwayError, LakeError, UnreadableDocumentError
 from headway.lake.globs import Globs, State
 
 Entry = Mapping[str, Any]
 
 _SCHEMES: Mapping[str, str] = {"file": "", "s3": "s3", "abfs": "azure", "abfss": "azure", "memory": ""}
-_SECRET_NAME = re.compile(r"secret|password|token|credential|connection_string|(?:^|_)(?:key|sas)$", re.IGNORECASE)
 _CREDENTIALS = re.compile(
     r"credential|authenticat|authoriz|forbidden|permission|access.?denied|\b40[13]\b", re.IGNORECASE
 )
@@ -293,14 +293,15 @@ def open_lake(source: Source, read_secret: Callable[[str], str]) -> Lake:
     Raises:
         ConfigurationError: The URL, a pattern, an option or a secret is wrong, or an extra is not installed.
     """
-    _check_url(source.url)
-    for name in _names_in(source.options):
-        if _SECRET_NAME.search(name):
-            raise ConfigurationError(
-                f"lake option {name} is a secret: give it under secrets, as env:NAME or file:/path"
-            )
-    secrets = {name: read_secret(reference) for name, reference in source.secrets.items()}
     scheme = source.url.partition(":")[0]
+    try:
+        if scheme != "memory":
+            check_url(source.url)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    for name in find_secrets(source.options):
+        raise ConfigurationError(f"lake option {name} is a secret: give it under secrets, as env:NAME or file:/path")
+    secrets = {name: read_secret(reference) for name, reference in source.secrets.items()}
     options = {**source.options, **secrets, "skip_instance_cache": True, "use_listings_cache": False}
     try:
         files, root = fsspec.core.url_to_fs(source.url, **options)
@@ -311,30 +312,6 @@ def open_lake(source: Source, read_secret: Callable[[str], str]) -> Lake:
         # Without the cause: it may quote a secret.
         raise ConfigurationError(f"the options of {source.url} do not fit ({type(error).__name__})") from None
     return Lake(source, files, root, tuple(secrets.values()))
-
-
-def _names_in(options: Any) -> Iterator[str]:
-    for name, value in options.items() if isinstance(options, dict) else ():
-        yield str(name)
-        yield from _names_in(value)
-
-
-def _check_url(url: str) -> None:
-    scheme, colon, rest = url.partition(":")
-    place = rest.removeprefix("//")
-    if not colon or scheme not in _SCHEMES or "::" in url:
-        problem = "is not file:/folder, s3://bucket/folder or abfs://container@account.dfs.core.windows.net/folder"
-    elif scheme != "file" and (not rest.startswith("//") or not place.strip("/")):
-        problem = f"needs the name of a bucket or container: {scheme}://name/folder"
-    elif scheme == "file" and rest.startswith("//") and not place.startswith("/"):
-        problem = "names a host: write file:/folder, or file:./folder"
-    elif scheme == "file" and not rest:
-        problem = "names no folder"
-    elif ":" in place.partition("/")[0].partition("@")[0]:
-        raise ConfigurationError("the lake's URL holds a secret: give it under secrets, as env:NAME or file:/path")
-    else:
-        return
-    raise ConfigurationError(f"lake {url} {problem}")
 
 
 def _describe(path: str, entry: Entry) -> LakeObject:
