@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from headway.cli.searching import search
 from headway.cli.terminal import JsonOption, author, cell, console, emit, emit_json, emit_record, notes, run_async
 from headway.clock import SystemClock
 from headway.config.indexes import LATEST, IndexReference, VersionSpec, parse_reference
@@ -28,6 +29,7 @@ from headway.storage.paging import read_page
 from headway.storage.versions import DocumentChange, Version
 
 app = typer.Typer(help="Build, compare, search and drop versions of search indexes.", no_args_is_help=True)
+app.command()(search)
 
 _SHOWN_SKIPPED = 20
 _SIGNS = {"added": ("+", "green"), "changed": ("~", "yellow"), "removed": ("-", "red")}

@@ -91,6 +91,18 @@ class SearchAnswer(msgspec.Struct, frozen=True, tag_field="object", tag="search"
     search_ms: float
 
 
+def check_query(text: str) -> str:
+    """Give a query as it is searched for.
+
+    Raises:
+        InvalidRequestError: It says nothing, or is too long.
+    """
+    query = make_query((text,), 1)
+    if not query or len(text) > QUERY_CHARACTERS:
+        raise InvalidRequestError(f"query has 1 to {QUERY_CHARACTERS} characters", param="query")
+    return query
+
+
 class Searching:
     """Searches for callers.
 
@@ -116,9 +128,7 @@ class Searching:
             HeadwayError: The request is wrong, its index is not known here, a limit is reached, or the search failed.
         """
         retrieval = _choose(snapshot, key, post)
-        query = make_query((post.query,), 1)
-        if not query or len(post.query) > QUERY_CHARACTERS:
-            raise InvalidRequestError(f"query has 1 to {QUERY_CHARACTERS} characters", param="query")
+        query = check_query(post.query)
         self._quota.admit(key)
         try:
             found = await self._retriever.retrieve(query, retrieval, groups)
