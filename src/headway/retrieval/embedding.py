@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -21,7 +21,9 @@ Vectors = NDArray[np.float32]
 
 _TRIES = 6
 _FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 120.0
+_PATIENCE_SECONDS = 600.0  # of a call with a rate limit, beside its tries: quotas are counted by the minute
+_CALL_CHARACTERS = 200_000  # of all texts in a call: providers limit their tokens, too
 _CALLS = 4  # at a time, where the deployment names no limit
 _QUERY_TRIES = 2  # somebody waits for the answer
 _QUERY_CALLS = 64
@@ -73,7 +75,7 @@ def make_query_embedder(spec: VersionSpec, client: ProviderClient, clock: Clock)
     if spec.deployment is None:
         return StaticEmbedder()
     return DeploymentEmbedder(
-        spec.deployment, spec.index.embedder, client, clock, calls=_QUERY_CALLS, tries=_QUERY_TRIES
+        spec.deployment, spec.index.embedder, client, clock, calls=_QUERY_CALLS, tries=_QUERY_TRIES, patience_seconds=0
     )
 
 
@@ -123,8 +125,14 @@ class _Answer(msgspec.Struct, frozen=True):
     usage: _Usage | None = None
 
 
+class _LimitedError(ProviderUnavailableError):
+    """The deployment's rate limit is reached."""
+
+
 class DeploymentEmbedder:
     """A deployment that speaks OpenAI's ``/embeddings``: batched, a few calls at a time, retried after a pause.
+
+    Its rate limit is what it answers with: when it says 429, all calls wait as long as it asks, and go on.
 
     Args:
         deployment: Where it is.
@@ -133,6 +141,7 @@ class DeploymentEmbedder:
         clock: Waits.
         calls: At a time, where the deployment names no limit.
         tries: Of a call that fails in a way that passes.
+        patience_seconds: How long a call waits for its rate limit, beside its tries.
     """
 
     def __init__(
@@ -144,6 +153,7 @@ class DeploymentEmbedder:
         *,
         calls: int = _CALLS,
         tries: int = _TRIES,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._deployment = deployment
         self._spec = spec
@@ -153,6 +163,8 @@ class DeploymentEmbedder:
         self._tokens = 0
         self._places = asyncio.Semaphore(deployment.operation.max_concurrency or calls)
         self._tries = tries
+        self._patience_seconds = patience_seconds
+        self._resume_at = 0.0
 
     @property
     def dimensions(self) -> int:
@@ -173,7 +185,7 @@ class DeploymentEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """Make a vector of each text, in order."""
-        batches = [list(texts[begin : begin + self._spec.batch]) for begin in range(0, len(texts), self._spec.batch)]
+        batches = list(_batches(texts, self._spec.batch))
         if not batches:
             return np.zeros((0, self._dimensions), np.float32)
         try:
@@ -205,17 +217,25 @@ class DeploymentEmbedder:
         if self._spec.dimensions is not None:
             body["dimensions"] = self._spec.dimensions
         encoded = msgspec.json.encode(body)
-        pause = _FIRST_PAUSE_SECONDS
-        for left in reversed(range(self._tries)):
+        pause, left = _FIRST_PAUSE_SECONDS, self._tries
+        waited = until = 0.0
+        while True:
+            rest = max(until, self._resume_at) - self._clock.monotonic_seconds()
+            if rest > 0:
+                await self._clock.sleep(rest)
             try:
                 return await self._try(encoded)
             except (ProviderUnavailableError, ProviderTimeoutError) as error:
+                limited = isinstance(error, _LimitedError) and waited < self._patience_seconds
+                left -= not limited
                 if not left:
                     raise
-                asked = error.retry_after_seconds or 0.0
-            await self._clock.sleep(min(max(pause, asked), _LONGEST_PAUSE_SECONDS))
+                seconds = min(max(pause, error.retry_after_seconds or 0.0), _LONGEST_PAUSE_SECONDS)
+            until = self._clock.monotonic_seconds() + seconds
+            if limited:  # for the others, too
+                self._resume_at = max(self._resume_at, until)
+            waited += seconds
             pause *= 2
-        raise AssertionError("the last try returns or raises")
 
     async def _try(self, body: bytes) -> _Answer:
         try:
@@ -229,7 +249,8 @@ class DeploymentEmbedder:
             raise kind(f"{self._name} cannot be reached: {error}") from error
         if answer.status == 429 or answer.status >= 500:
             after = answer.retry_after_seconds(self._clock)
-            raise ProviderUnavailableError(f"{self._name} answers {answer.status}", retry_after_seconds=after)
+            kind = _LimitedError if answer.status == 429 else ProviderUnavailableError
+            raise kind(f"{self._name} answers {answer.status}", retry_after_seconds=after)
         if answer.status != 200:
             told = " ".join(read.decode(errors="replace").split())[:_SHOWN_CHARACTERS]
             raise ConfigurationError(f"{self._name} refuses to embed ({answer.status}): {told}")
@@ -241,3 +262,17 @@ class DeploymentEmbedder:
     @property
     def _name(self) -> str:
         return f"the deployment {self._deployment.name!r}"
+
+
+def _batches(texts: Sequence[str], most: int) -> Iterator[list[str]]:
+    """Put texts together in calls, in order: at most so many, and not too long together."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and (len(batch) == most or characters + len(text) > _CALL_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -9,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from headway.clock import Clock, SystemClock
+from headway.clock import Clock, ManualClock, SystemClock
 from headway.config.indexes import EmbedderSpec, IndexSpec, LakeSpec, VersionSpec
 from headway.domain.release import Deployment, Endpoint, Operation, Prices
 from headway.errors import ConfigurationError, ProviderUnavailableError
@@ -23,10 +24,13 @@ LAKE = LakeSpec("file:/docs")
 
 
 class QuickClock(SystemClock):
-    """Does not wait, and keeps what it was asked to wait."""
+    """Does not wait, moves on instead, and keeps what it was asked to wait."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
+
+    def monotonic_seconds(self) -> float:
+        return super().monotonic_seconds() + sum(self.slept)
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -117,7 +121,7 @@ async def test_what_passes_is_tried_again_after_a_growing_pause() -> None:
         failing = (Behaviour(errors=(overloaded(),)), Behaviour(errors=(rate_limited(retry_after_seconds=7),)))
         provider.play("embed", *failing)
         assert len(await make_vectors(embedder, ["a"])) == 1
-    assert clock.slept == [0.5, 7.0]
+    assert clock.slept == pytest.approx([0.5, 7.0], abs=0.3)
 
 
 async def test_of_a_query_somebody_waits_for_the_answer() -> None:
@@ -136,7 +140,7 @@ async def test_of_a_query_somebody_waits_for_the_answer() -> None:
                 await embedder.embed(["hi"])
     finally:
         await client.close()
-    assert clock.slept == [0.5, 0.5]
+    assert clock.slept == pytest.approx([0.5, 0.5], abs=0.3)
 
 
 async def test_what_does_not_pass_is_told() -> None:
@@ -146,7 +150,49 @@ async def test_what_does_not_pass_is_told() -> None:
         async with embedding(away, EmbedderSpec("small", 8), clock) as embedder:
             with pytest.raises(ProviderUnavailableError, match="the deployment 'small' cannot be reached"):
                 await embedder.embed(["a"])
-    assert clock.slept == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert clock.slept == pytest.approx([0.5, 1.0, 2.0, 4.0, 8.0], abs=0.3)
+
+
+async def test_a_rate_limit_is_waited_for_longer_than_a_failure() -> None:
+    clock = QuickClock()
+    limited = [Behaviour(errors=(rate_limited(retry_after_seconds=seconds),)) for seconds in (7,) * 8 + (300,)]
+    async with (
+        ProviderSimulator() as provider,
+        embedding(make_deployment(provider.base_url, max_concurrency=1), EmbedderSpec("small", 8), clock) as embedder,
+    ):
+        provider.play("embed", *limited)
+        assert len(await make_vectors(embedder, ["a"])) == 1
+        assert clock.slept == pytest.approx([7.0, 7.0, 7.0, 7.0, 8.0, 16.0, 32.0, 64.0, 120.0], abs=0.3)
+        provider.play("embed", *(Behaviour(errors=(rate_limited(retry_after_seconds=300),)) for _ in range(20)))
+        with pytest.raises(ProviderUnavailableError, match="answers 429"):
+            await embedder.embed(["a"])
+
+
+async def test_all_calls_wait_for_the_limit_that_one_has_met() -> None:
+    clock = ManualClock()
+    async with (
+        ProviderSimulator() as provider,
+        embedding(make_deployment(provider.base_url), EmbedderSpec("small", 8), clock) as embedder,
+    ):
+        provider.play("embed", Behaviour(errors=(rate_limited(retry_after_seconds=60),)))
+        first = asyncio.create_task(embedder.embed(["a"]))
+        await provider.wait_until(lambda: clock.sleepers == 1)
+        second = asyncio.create_task(embedder.embed(["b"]))
+        await provider.wait_until(lambda: clock.sleepers == 2)
+        assert len(provider.received) == 1
+        clock.advance(60)
+        await asyncio.gather(first, second)
+        assert len(provider.received) == 3
+
+
+async def test_long_texts_go_in_more_calls() -> None:
+    async with (
+        ProviderSimulator() as provider,
+        embedding(make_deployment(provider.base_url), EmbedderSpec("small", 8)) as embedder,
+    ):
+        assert len(await make_vectors(embedder, ["a" * 150_000, "b" * 50_000, "c", "d" * 300_000, "e"])) == 5
+        sizes = sorted(len(each.body["input"]) for each in provider.received)
+    assert sizes == [1, 1, 1, 2]
 
 
 async def test_a_refusal_is_no_reason_to_try_again() -> None:
