@@ -12,6 +12,7 @@ from headway.api.queries import PageQuery, Time, Word
 from headway.api.resources import Resource, Wish
 from headway.api.structures import Mirrored
 from headway.domain import assessment, recording, rollout
+from headway.domain.difference import Part
 from headway.domain.rollout import Command, Outcome, Phase
 from headway.rollouts import forecasting
 
@@ -35,6 +36,11 @@ class Rollout(Resource):
     application: str = Field(description="Name of the application.")
     stable: str = Field(description="Name of the release that it leads away from.")
     candidate: str = Field(description="Name of the release that it leads to.")
+    differs: list[Part] = Field(
+        description="Parts in which the two releases differ: only these can explain what the evidence shows."
+    )
+    stable_index: str | None = Field(description="The stable release's index version; null without one.")
+    candidate_index: str | None = Field(description="The candidate's index version; null without one.")
     policy: str = Field(description="Name of its policy; `manual`: an operator sets the share.")
     state: RolloutState = Field(description="Where it stands; `running` under the policy `manual`.")
     stage: int = Field(description="Number of the stage that interactions are booked under.")

@@ -43,7 +43,7 @@ async def list_rollouts(services: Services, _: Viewer, wanted: Annotated[Rollout
     """List the rollouts, newest first; `active` for those that run, or for those that have ended."""
     conditions = records.of_application(wanted.application, active=wanted.active, state=wanted.state)
     async with services.database.connection() as connection:
-        return await read_page(connection, records.ROLLOUTS, conditions, limit=wanted.limit, cursor=wanted.cursor)
+        return await records.read_rollouts(connection, conditions, limit=wanted.limit, cursor=wanted.cursor)
 
 
 @router.get("/rollouts/{number}", response_model=RolloutDetail, responses=problems(404))
@@ -189,4 +189,5 @@ async def _take(services: ControlServices, key: KeyRoute, number: int, command: 
 
 
 def _shown(rollout: rollouts.Rollout) -> dict[str, Any]:
-    return {name: getattr(rollout, name) for name in Rollout.model_fields}
+    difference = rollouts.describe_difference(rollout.difference)
+    return {name: getattr(rollout, name) for name in Rollout.model_fields if name not in difference} | difference

@@ -15,6 +15,7 @@ from headway.cli.terminal import JsonOption, author, console, emit, emit_json, n
 from headway.cli.watch import Reader, find, watch
 from headway.clock import SystemClock
 from headway.config.settings import load_settings
+from headway.domain.difference import describe_parts
 from headway.domain.display import describe_state, format_seconds, format_share
 from headway.domain.rollout import Command
 from headway.errors import InvalidRequestError
@@ -55,6 +56,7 @@ def list_rollouts(
             "application": rollout.application,
             "stable": rollout.stable,
             "candidate": rollout.candidate,
+            "differs": describe_parts(rollout.difference),
             "policy": rollout.policy,
             "state": describe_state(rollout.state),
             "share": format_share(rollout.share),

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headway.config.spec import ApplicationSpec
+from headway.domain.difference import explain_difference
 from headway.domain.display import NO_DATA, Scale, format_count, format_rate, format_seconds, format_share, scale_of
 from headway.domain.policy import Policy
 from headway.rollouts.applying import RolloutPlan
@@ -30,6 +31,8 @@ def draw_forecast(plan: RolloutPlan, policy: Policy, wanted: ApplicationSpec) ->
     """
     forecast = plan.forecast
     yield _line(f"from {plan.stable}, under the policy {plan.policy}")
+    if plan.difference.parts:
+        yield _line(explain_difference(plan.difference), "yellow" if len(plan.difference.parts) > 1 else "")
     if forecast.traffic is not None:
         yield _line(_traffic(forecast, wanted.unit))
     yield Padding(_stages(forecast), _INDENT, expand=False)

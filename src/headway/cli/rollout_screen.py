@@ -17,6 +17,7 @@ from rich.text import Text
 from headway.cli.terminal import cell
 from headway.clock import utc
 from headway.domain.assessment import Assessment, MetricFigures
+from headway.domain.difference import describe_parts
 from headway.domain.display import (
     MetricText,
     describe_evidence,
@@ -150,6 +151,8 @@ def draw_head(reading: Reading, width: int) -> Iterator[RenderableType]:
     )
     if rollout.restarts:
         title.append(f", restart {rollout.restarts}", "yellow")
+    if rollout.difference.parts:
+        title.append(f", by {describe_parts(rollout.difference)}", "dim")
     yield _justify(title, badge, width)
     yield _traffic(rollout, width)
     if rollout.terms is not None and status is not None:

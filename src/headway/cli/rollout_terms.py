@@ -11,6 +11,7 @@ from rich.text import Text
 
 from headway.cli.rollout_screen import Reading
 from headway.cli.terminal import cell
+from headway.domain.difference import explain_difference
 from headway.domain.display import describe_evidence, format_rate, format_seconds, format_share, format_usd, scale_of
 from headway.domain.policy import Policy
 from headway.domain.recording import Terms
@@ -33,6 +34,8 @@ def draw_terms(reading: Reading) -> Iterator[RenderableType]:
         ("started", f"{cell(rollout.started_at)} by {cell(rollout.started_by)}"),
         ("ended", cell(rollout.ended_at)),
     ]
+    if rollout.difference.parts:
+        facts.insert(0, ("difference", explain_difference(rollout.difference)))
     if terms is not None:
         ratio = describe_evidence(reading.assessment.sample_ratio_log_e, SAMPLE_RATIO_ALARM)
         facts += [

@@ -14,6 +14,7 @@ from headway.config.quantities import Measure, format_duration, format_share
 from headway.config.schema import INVALID
 from headway.domain.metric import (
     MEASURED,
+    RETRIEVAL_METRICS,
     FeedbackMetric,
     Form,
     Metric,
@@ -422,7 +423,7 @@ def _resolve_baseline(metric: Metric, entry: Tree, place: Place, document: Docum
 
 
 def check_use(policy: Policy, application: Tree, deployments: Any, place: Place, document: Document) -> None:
-    """Complain of what a policy asks for and an application cannot deliver: feedback it does not take, unknown costs.
+    """Complain of what a policy asks for and an application cannot deliver: feedback not taken, costs, retrieval.
 
     Args:
         policy: The application's policy.
@@ -438,9 +439,13 @@ def check_use(policy: Policy, application: Tree, deployments: Any, place: Place,
             document.complain((*place, "policy"), message)
         if rule.metric == "feedback_rate" and not taken:
             document.complain((*place, "policy"), f"{policy.name} decides on feedback_rate, but no feedback is taken")
+    release = application["release"]
+    searched = [rule.metric for rule in policy.rules if rule.metric in RETRIEVAL_METRICS]
+    if searched and release is not INVALID and release["index"] is None:
+        message = f"{policy.name} decides on {searched[0]}, but the release has no index: nothing is searched for it"
+        document.complain((*place, "policy"), message)
     asks = [rule.metric for rule in policy.rules if rule.metric == "cost"]
     asks += ["the budget of its shadow stage"] if policy.shadow and policy.shadow.budget_usd is not None else []
-    release = application["release"]
     if (
         not asks
         or release is INVALID

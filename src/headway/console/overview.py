@@ -24,7 +24,7 @@ async def show_applications(request: Request, visitor: Visitor) -> Response:
     cursor = request.query_params.get("cursor")
     async with services.database.connection() as connection:
         page = await read_page(connection, records.APPLICATIONS, limit=_APPLICATIONS, cursor=cursor)
-        running = await read_page(connection, records.ROLLOUTS, records.of_application(None, active=True), limit=500)
+        running = await records.read_rollouts(connection, records.of_application(None, active=True), limit=500)
     applications = [item for item in page.items if item["retired_at"] is None]
     return renderer.page(
         "applications.html",
@@ -44,7 +44,7 @@ async def show_rollouts(request: Request, visitor: Visitor) -> Response:
     cursor = request.query_params.get("cursor")
     async with services_of(request).database.connection() as connection:
         conditions = records.of_application(application)
-        page = await read_page(connection, records.ROLLOUTS, conditions, limit=_ROLLOUTS, cursor=cursor)
+        page = await records.read_rollouts(connection, conditions, limit=_ROLLOUTS, cursor=cursor)
     return renderer.page(
         "rollouts.html",
         visitor,

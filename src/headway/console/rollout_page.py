@@ -11,12 +11,12 @@ from starlette.responses import RedirectResponse, Response
 
 from headway.clock import utc
 from headway.console.curves import draw
-from headway.console.difference import Difference, compare
 from headway.console.gate import Form, services_of
 from headway.console.rendering import Renderer
 from headway.console.services import Visitor
 from headway.console.texts import read_answer, read_question
 from headway.console.view import describe_rollout
+from headway.domain.difference import Comparison, compare, explain_difference
 from headway.domain.release import Bundle
 from headway.domain.rollout import Command
 from headway.errors import InvalidRequestError, NotFoundError
@@ -64,6 +64,7 @@ async def show_rollout(request: Request, visitor: Visitor) -> Response:
         stages=stages,
         decisions=decisions[:_DECISIONS],
         older=decisions[_DECISIONS - 1].number if len(decisions) > _DECISIONS else None,
+        cause=explain_difference(rollout.difference),
         difference=difference,
         pairs=[_words(pair) for pair in pairs],
         now_ms=now_ms,
@@ -144,7 +145,7 @@ async def command(request: Request, visitor: Visitor, form: Form) -> Response:
     return RedirectResponse(f"/rollouts/{number}", 303)
 
 
-async def _compare(connection: Connection, rollout: Rollout) -> Difference:
+async def _compare(connection: Connection, rollout: Rollout) -> Comparison:
     bundles = []
     for release in (rollout.stable, rollout.candidate):
         conditions = records.of_application(rollout.application, release=release)

@@ -6,6 +6,7 @@ import math
 
 import msgspec
 
+from headway.domain.difference import Difference
 from headway.domain.metric import MEASURED, SLOW_RATE, VALUE_METRICS, FeedbackMetric
 from headway.domain.policy import Policy
 from headway.domain.snapshot import Unit
@@ -85,6 +86,7 @@ class Terms(msgspec.Struct, frozen=True):
         feedback: The feedback metrics that the policy's rules name.
         baseline: Of the stable release; empty in the state ``baseline``.
         recording: What follows from the two for the recorder.
+        difference: By which parts the two releases differ.
     """
 
     policy: Policy
@@ -92,6 +94,7 @@ class Terms(msgspec.Struct, frozen=True):
     feedback: dict[str, FeedbackMetric]
     baseline: Baseline = Baseline()
     recording: Recording = Recording()
+    difference: Difference = Difference()
 
 
 def plan_recording(policy: Policy, baseline: Baseline) -> Recording:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from headway.domain.assessment import Assessment, MetricFigures
+from headway.domain.difference import explain_difference
 from headway.domain.display import format_count, format_e, format_seconds, format_share, scale_of
 from headway.domain.metric import RETRIEVAL_METRICS
 from headway.domain.policy import MetricRule, Policy
@@ -67,6 +68,9 @@ __all__ = [
 ]
 
 
+_VERDICTS: frozenset[Outcome] = frozenset(("promote", "roll_back", "inconclusive", "pause"))
+
+
 def decide(terms: Terms, status: Status, assessment: Assessment, now_ms: int) -> Decision:
     """Decide on a rollout: pure, so that it can be replayed.
 
@@ -80,7 +84,12 @@ def decide(terms: Terms, status: Status, assessment: Assessment, now_ms: int) ->
         now_ms: Unix milliseconds.
     """
     case = _Case(terms, status, assessment, now_ms)
-    return next(decision for check in _CHECKS if (decision := check(case)) is not None)
+    decision = next(decision for check in _CHECKS if (decision := check(case)) is not None)
+    cause = explain_difference(terms.difference) if decision.outcome in _VERDICTS else ""
+    # Not where the sample ratio is at fault: no release is to blame for that.
+    if not cause or decision.reason == "sample_ratio":
+        return decision
+    return replace(decision, message=f"{decision.message}; {cause}")
 
 
 def obey(terms: Terms, status: Status, command: Command, reason: str, now_ms: int) -> Decision:

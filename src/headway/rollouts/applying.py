@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from headway.config.load import ConfigurationFile
+from headway.domain.difference import Difference
 from headway.errors import ConflictError
 from headway.rollouts.forecasting import Forecast
 from headway.rollouts.operations import take
@@ -26,6 +27,8 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         candidate: To which.
         policy: Under which policy.
         forecast: What can be foretold of it.
+        difference: By which parts the two releases differ.
+        refusal: Why it is not started, whatever is accepted; or empty.
     """
 
     application: str
@@ -33,6 +36,8 @@ class RolloutPlan(msgspec.Struct, frozen=True):
     candidate: str
     policy: str
     forecast: Forecast
+    difference: Difference
+    refusal: str = ""
 
 
 class FilePlan(msgspec.Struct, frozen=True):
@@ -58,6 +63,7 @@ class FilePlan(msgspec.Struct, frozen=True):
             accept: Rollouts that cannot finish are started all the same.
         """
         refused = [f"{each.application}: {each.refusal}" for each in self.configuration.releases if each.refusal]
+        refused += [f"{each.application}: {each.refusal}" for each in self.rollouts if each.refusal]
         unfinished = [each for each in self.rollouts if each.forecast.problems and not accept]
         return [*refused, *(explain_refusal(each.application, each.forecast) for each in unfinished)]
 
@@ -149,10 +155,20 @@ async def _plan(
             continue
         application, wanted = known[release.application], file.specification.applications[release.application]
         policy = file.specification.policies[wanted.policy]
-        prepared = await prepare(connection, application, wanted, policy, now_ms)
+        prepared = await prepare(connection, application, wanted.release.bundle, wanted, policy, now_ms)
         preparations[release.application] = prepared
         stable = names[application.stable_release or 0]
-        starts.append(RolloutPlan(release.application, stable, release.release, policy.name, prepared.forecast))
+        starts.append(
+            RolloutPlan(
+                release.application,
+                stable,
+                release.release,
+                policy.name,
+                prepared.forecast,
+                prepared.terms.difference,
+                prepared.refusal,
+            )
+        )
     return FilePlan(planned, tuple(starts)), preparations
 
 

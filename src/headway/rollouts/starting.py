@@ -5,15 +5,19 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
+import msgspec
+
 from headway.config.spec import MANUAL, ApplicationSpec
+from headway.domain.difference import explain_incomparable, find_difference
 from headway.domain.display import describe_state, format_share
 from headway.domain.policy import Policy
 from headway.domain.recording import Terms, plan_recording
+from headway.domain.release import Bundle
 from headway.domain.rollout import begin
 from headway.errors import ConflictError
 from headway.rollouts.forecasting import Forecast, forecast
 from headway.storage import audit, baselines, configuration, rollouts, routing
-from headway.storage.applications import Application, Release, find_application, find_release
+from headway.storage.applications import Application, Release, find_application, find_bundle, find_release
 from headway.storage.database import Connection
 from headway.storage.rollouts import Opening, Rollout
 from headway.storage.versions import require_published
@@ -23,10 +27,11 @@ _SALT_BYTES = 16
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a rollout would be decided by, and what can be foretold of it."""
+    """What a rollout would be decided by, what can be foretold of it, and why it is not started, if it is not."""
 
     terms: Terms
     forecast: Forecast
+    refusal: str
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ async def start(
     Raises:
         NotFoundError: No such application or release.
         ConflictError: The release is stable already; a rollout is running; the policy is ``manual``; the release was
-            rolled back before (code ``retry_needed``); the rollout cannot finish (code ``accept_needed``).
+            rolled back before (code ``retry_needed``); the rollout cannot finish (code ``accept_needed``); the policy
+            names metrics of retrieval, and one of the releases has no index.
     """
     target = await find_application(connection, application, lock=True)
     candidate = await find_release(connection, application, release)
@@ -79,7 +85,9 @@ async def start(
             " again, with new evidence and a new chance of either error",
             code="retry_needed",
         )
-    prepared = await prepare(connection, target, wanted, policy, now_ms)
+    prepared = await prepare(connection, target, msgspec.convert(candidate.bundle, Bundle), wanted, policy, now_ms)
+    if prepared.refusal:
+        raise ConflictError(f"{application} cannot be rolled out to {release}: {prepared.refusal}")
     if prepared.forecast.problems and not accept:
         raise ConflictError(explain_refusal(application, prepared.forecast), code="accept_needed")
     rollout = await open_rollout(connection, target, candidate, prepared, author=author, reason=reason, now_ms=now_ms)
@@ -87,13 +95,19 @@ async def start(
 
 
 async def prepare(
-    connection: Connection, application: Application, wanted: ApplicationSpec, policy: Policy, now_ms: int
+    connection: Connection,
+    application: Application,
+    candidate: Bundle,
+    wanted: ApplicationSpec,
+    policy: Policy,
+    now_ms: int,
 ) -> Preparation:
     """Measure the stable release, freeze the terms of a rollout that would begin now, and foretell it; writes nothing.
 
     Args:
         connection: Reads only.
         application: With a stable release.
+        candidate: What it would be rolled out to.
         wanted: What the file says of it.
         policy: Its policy.
         now_ms: Unix milliseconds.
@@ -105,8 +119,10 @@ async def prepare(
         connection, application.number, stable, policy, feedback, wanted.unit, now_ms
     )  # fmt: skip
     recording = plan_recording(policy, found.baseline)
-    terms = Terms(policy, wanted.unit, feedback, found.baseline, recording)
-    return Preparation(terms, forecast(terms, found.traffic))
+    bundle = await find_bundle(connection, stable)
+    difference = find_difference(bundle, candidate)
+    terms = Terms(policy, wanted.unit, feedback, found.baseline, recording, difference)
+    return Preparation(terms, forecast(terms, found.traffic), explain_incomparable(policy, bundle, candidate))
 
 
 async def open_rollout(

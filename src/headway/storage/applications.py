@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from headway.config.document import nearest
 from headway.config.spec import ApplicationSpec, ReleaseSpec
-from headway.domain.release import Deployment
+from headway.domain.release import Bundle, Deployment
 from headway.errors import NotFoundError
 from headway.storage.database import Connection
 
@@ -114,6 +114,14 @@ async def find_release(connection: Connection, application: str, name: str) -> R
             return release
     known = nearest(name, [release.name for release in releases])
     raise NotFoundError(f"{application} has no release called {name!r}{known}", param="release")
+
+
+async def find_bundle(connection: Connection, release: int) -> Bundle:
+    """Read what a release consists of, by its number."""
+    cursor = await connection.execute("SELECT bundle::text FROM release WHERE id = %s", (release,))
+    row = await cursor.fetchone()
+    assert row is not None, "releases are never deleted"
+    return msgspec.json.decode(row[0], type=Bundle)
 
 
 async def save_application(connection: Connection, name: str, spec: ApplicationSpec) -> int:

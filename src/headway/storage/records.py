@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
+import msgspec
 from psycopg.errors import QueryCanceled
 from psycopg.rows import dict_row
 
 from headway.clock import utc
+from headway.domain.difference import find_difference
+from headway.domain.release import Bundle
 from headway.errors import LimitError, NotFoundError
 from headway.ids import Kind
 from headway.storage.database import Connection
-from headway.storage.paging import Condition, Listing, Order
+from headway.storage.paging import Condition, Listing, Order, Page, read_page
+from headway.storage.rollouts import describe_difference
 
 _LAST_MS = 253_402_300_000_000  # the last second that a datetime can be
 _MIRRORED_WITHIN = timedelta(days=1)  # most begin at once; one that waits longer than this is not found
@@ -49,7 +54,8 @@ ROLLOUTS = Listing(
         SELECT * FROM (
             SELECT o.id AS number, a.name AS application, s.name AS stable, c.name AS candidate,
                    coalesce(o.policy->>'name', o.policy #>> '{}') AS policy, o.state, o.stage, o.share, o.restarts,
-                   o.shadow_usd, o.started_at, o.started_by, o.ended_at
+                   o.shadow_usd, o.started_at, o.started_by, o.ended_at, s.bundle AS stable_bundle,
+                   c.bundle AS candidate_bundle
             FROM rollout o JOIN application a ON a.id = o.application_id JOIN release s ON s.id = o.stable_release
             JOIN release c ON c.id = o.candidate_release
         ) listed""",
@@ -160,6 +166,17 @@ def of_interactions(
         ("i.at >= %s", since),
         ("i.at < %s", until),
     ]
+
+
+async def read_rollouts(
+    connection: Connection, conditions: Sequence[Condition], *, limit: int, cursor: str | None = None
+) -> Page:
+    """Read one page of rollouts, each with ``differs`` and its index versions in place of the releases' bundles."""
+    page = await read_page(connection, ROLLOUTS, conditions, limit=limit, cursor=cursor)
+    for item in page.items:
+        stable, candidate = (msgspec.convert(item.pop(f"{arm}_bundle"), Bundle) for arm in ("stable", "candidate"))
+        item.update(describe_difference(find_difference(stable, candidate)))
+    return page
 
 
 async def read_interaction(connection: Connection, interaction: uuid.UUID) -> dict[str, Any]:

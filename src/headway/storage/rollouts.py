@@ -18,7 +18,9 @@ from psycopg.types.json import Jsonb
 from headway.clock import utc
 from headway.domain.assessment import Assessment
 from headway.domain.books import Stratum
+from headway.domain.difference import Difference, find_difference
 from headway.domain.recording import Terms
+from headway.domain.release import Bundle
 from headway.domain.rollout import Phase, Status, phase_of
 from headway.errors import ConflictError, NotFoundError
 from headway.ids import Kind
@@ -32,7 +34,8 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 _ROLLOUTS: LiteralString = """
     SELECT o.id AS number, a.name AS application, s.name AS stable, c.name AS candidate, o.state, o.stage, o.share,
            o.started_at, o.ended_at, coalesce(o.policy->>'name', o.policy #>> '{}') AS policy, o.restarts, o.version,
-           o.tick, o.started_by, o.shadow_usd, o.terms::text, o.status::text
+           o.tick, o.started_by, o.shadow_usd, o.terms::text, o.status::text, s.bundle::text AS stable_bundle,
+           c.bundle::text AS candidate_bundle
     FROM rollout o JOIN application a ON a.id = o.application_id
     JOIN release s ON s.id = o.stable_release JOIN release c ON c.id = o.candidate_release
 """
@@ -62,6 +65,7 @@ class Rollout:
         shadow_usd: What mirrored answers have cost.
         terms: What it is decided by; None under ``manual``.
         status: Where it stands; None under ``manual``.
+        difference: By which parts the two releases differ.
     """
 
     number: int
@@ -81,6 +85,7 @@ class Rollout:
     shadow_usd: float
     terms: Terms | None
     status: Status | None
+    difference: Difference
 
 
 @dataclass(frozen=True)
@@ -363,6 +368,16 @@ def describe(rollout: Rollout) -> dict[str, Any]:
         "state": rollout.state,
         "stage": rollout.stage,
         "share": rollout.share,
+        **describe_difference(rollout.difference),
+    }
+
+
+def describe_difference(difference: Difference) -> dict[str, Any]:
+    """Say by which parts the releases of a rollout differ, for those outside."""
+    return {
+        "differs": list(difference.parts),
+        "stable_index": difference.stable_index,
+        "candidate_index": difference.candidate_index,
     }
 
 
@@ -464,8 +479,14 @@ async def _add_stage(connection: Connection, rollout: int, stage: int, step: Ste
     )
 
 
-def _rollout(row: Mapping[str, Any]) -> Rollout:
-    return Rollout(**{**row, "terms": _read(row["terms"], Terms), "status": _read(row["status"], Status)})
+def _rollout(row: dict[str, Any]) -> Rollout:
+    bundles = [msgspec.json.decode(row.pop(name), type=Bundle) for name in ("stable_bundle", "candidate_bundle")]
+    read = {
+        "terms": _read(row["terms"], Terms),
+        "status": _read(row["status"], Status),
+        "difference": find_difference(*bundles),
+    }
+    return Rollout(**{**row, **read})
 
 
 def _decision(row: Mapping[str, Any]) -> RolloutDecision:

@@ -63,7 +63,7 @@ def test_rollouts_are_listed(number: int) -> None:
     assert [row["number"] for row in listed("list", "support", "--active")] == [number]
     assert listed("list", "sales") == []
     table = headway("list").stdout
-    assert re.search(rf"^{number} +support +calm +bold +careful +ramp +20%", table, re.MULTILINE)
+    assert re.search(rf"^{number} +support +calm +bold +prompt +careful +ramp +20%", table, re.MULTILINE)
     assert "set by hand" not in table
 
 
@@ -75,7 +75,17 @@ def test_a_rollout_is_shown_whole(number: int) -> None:
     assert by_number["stages"][0]["share"] == 0.2
     assert by_number["decisions"]
     text = headway("show", "support").stdout
-    for part in ("calm 80%", "20% bold", "★ error_rate", "harm", "×3.00", "a better one", "sample ratio", "Decisions"):
+    for part in (
+        "calm 80%",
+        "20% bold",
+        "★ error_rate",
+        "harm",
+        "×3.00",
+        "a better one",
+        "sample ratio",
+        "Decisions",
+        "the releases differ in the prompt only",
+    ):
         assert part in text
     assert "set by hand" not in text
     assert "set by hand" not in headway("show", "1").stdout

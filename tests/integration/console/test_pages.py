@@ -174,7 +174,8 @@ async def test_a_rollout_as_it_goes(console: Console) -> None:
     assert "<title>support: concise at 5% · Headway</title>" in live
     assert words(live.partition("</title>")[2]) in text
     listed = words(await browser.get("/rollouts"))
-    assert "1 support concise replaces plain ramp 5%" in listed
+    assert "1 support concise replaces plain; differs in model, prompt, parameters ramp 5%" in listed
+    assert "The releases differ in model, prompt and parameters, and the evidence cannot tell these apart" in text
     assert "so far" in listed
     assert words(await browser.get("/rollouts?application=none")).endswith("headway apply .")
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from headway.cli.rollout_screen import Reading
 from headway.clock import utc
 from headway.domain.assessment import Assessment, MetricFigures, SafeFigure
+from headway.domain.difference import Difference
 from headway.domain.metric import BUILT_IN_FEEDBACK, MEASURED
 from headway.domain.policy import MetricRule, Policy, ShadowRule, StageRule
 from headway.domain.recording import Terms
@@ -149,6 +150,7 @@ def rollout(**changes: Any) -> Rollout:
         "shadow_usd": 0.0,
         "terms": TERMS,
         "status": STATUS,
+        "difference": Difference(("model",)),
         **changes,
     }
     return Rollout(**values)
