@@ -10,14 +10,14 @@ import msgspec
 from headway.clock import Clock, elapsed_ms, utc
 from headway.domain.interaction import Interaction, Operation
 from headway.domain.release import Prices
-from headway.domain.snapshot import Snapshot
+from headway.domain.snapshot import ReleaseRoute, Snapshot
 from headway.errors import HeadwayError, InvalidRequestError, ProviderError, ProviderTimeoutError
 from headway.gateway.answers import JunkError, rewrite_answer
 from headway.gateway.calls import Caller, Opened
 from headway.gateway.citations import is_cited, without_instructions
 from headway.gateway.grounding import Grounded, Grounding
 from headway.gateway.parsing import ParsedRequest
-from headway.gateway.refusals import refuse, refuse_streamed
+from headway.gateway.refusals import Refusal, wants_json
 from headway.gateway.rendering import ReleaseRenderer
 from headway.gateway.routing import Route, Unit
 from headway.gateway.streams import ChatStream, ResponsesStream, StreamRewriter
@@ -155,8 +155,15 @@ class Answerer:
     async def _refuse(self, exchange: Exchange, reply: Reply) -> None:
         """Answer that there is nothing to go by; that costs nothing."""
         parsed, interaction = exchange.parsed, exchange.interaction
-        answer = (parsed, exchange.answer_id.decode(), exchange.route.application.name, interaction.unix_ms // 1000)
-        whole = refuse(*answer)
+        fields = self._renderer(exchange.route.release).set_parameters(parsed)
+        refusal = Refusal(
+            parsed,
+            exchange.answer_id.decode(),
+            exchange.route.application.name,
+            interaction.unix_ms // 1000,
+            wants_json(parsed.operation, fields),
+        )
+        whole = refusal.whole()
         interaction.finish_reason, interaction.cited = "stop", False
         interaction.input_tokens = interaction.output_tokens = 0
         interaction.cost_usd = 0.0
@@ -172,15 +179,13 @@ class Answerer:
         else:
             interaction.first_token_ms = now
             await reply.begin(200, _EVENTS, exchange.headers)
-            await reply.piece(refuse_streamed(*answer))
+            await reply.piece(refusal.streamed())
             await reply.end()
         interaction.status = 200
 
     async def _open(self, exchange: Exchange, grounded: Grounded | None) -> Opened:
         parsed, route, interaction = exchange.parsed, exchange.route, exchange.interaction
-        renderer = self._renderers.get(route.release.number)
-        if renderer is None:
-            renderer = self._renderers[route.release.number] = ReleaseRenderer(route.release)
+        renderer = self._renderer(route.release)
         passages = "" if grounded is None else grounded.passages
         fields = renderer.render(parsed, self._today(interaction.unix_ms), passages)
         only = None
@@ -190,6 +195,12 @@ class Answerer:
         spent = elapsed_ms(exchange.started, self._clock.monotonic_seconds())
         interaction.overhead_ms = spent - (interaction.retrieval_ms or 0.0)
         return await self._caller.call(route.release, renderer, parsed, fields, interaction, exchange.trace, only)
+
+    def _renderer(self, release: ReleaseRoute) -> ReleaseRenderer:
+        renderer = self._renderers.get(release.number)
+        if renderer is None:
+            renderer = self._renderers[release.number] = ReleaseRenderer(release)
+        return renderer
 
     def _today(self, unix_ms: int) -> str:
         day = unix_ms // _DAY_MS

@@ -1,11 +1,16 @@
-"""Refusals: the fixed answer of a release that answers only from passages, when there are none. Nobody is asked."""
+"""Refusals: the fixed answer of a release that answers only from passages, when there are none. Nobody is asked.
+
+Where JSON was asked for, it is a refusal in the API's sense, as a model's own would be: the sentence is no JSON.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 
+from headway.domain.interaction import Operation
 from headway.gateway.parsing import ParsedRequest
 
 NOTHING_FOUND = "I found nothing about that in the documents that I answer from."
@@ -21,106 +26,131 @@ _NO_USAGE = {
 }
 
 
-def refuse(parsed: ParsedRequest, answer_id: str, model: str, unix_seconds: int) -> bytes:
-    """Write the answer as a whole.
+class Refusal(NamedTuple):
+    """What a refusal says of itself.
 
-    Args:
+    Attributes:
         parsed: The request.
         answer_id: The interaction id.
         model: What the answer says it comes from: the application.
         unix_seconds: Now.
+        json_wanted: Whether the answer was to be JSON.
     """
-    if parsed.operation == "responses":
-        return msgspec.json.encode(_response(answer_id, model, unix_seconds, "completed"))
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": NOTHING_FOUND,
-        "refusal": None,
-        "context": {"citations": []},
-    }
-    return msgspec.json.encode(
-        {
-            **_chat(answer_id, model, unix_seconds, "chat.completion"),
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
-            "usage": _NO_CHAT_USAGE,
-        }
-    )
 
+    parsed: ParsedRequest
+    answer_id: str
+    model: str
+    unix_seconds: int
+    json_wanted: bool = False
 
-def refuse_streamed(parsed: ParsedRequest, answer_id: str, model: str, unix_seconds: int) -> bytes:
-    """Write the answer as the events of a stream, for the same arguments as ``refuse``."""
-    if parsed.operation == "responses":
-        return _response_events(answer_id, model, unix_seconds)
-    chunk = _chat(answer_id, model, unix_seconds, "chat.completion.chunk")
-    opening = {"role": "assistant", "content": "", "context": {"citations": []}}
-    choices: list[dict[str, Any]] = [
-        {"index": 0, "delta": opening, "finish_reason": None},
-        {"index": 0, "delta": {"content": NOTHING_FOUND}, "finish_reason": None},
-        {"index": 0, "delta": {}, "finish_reason": "stop"},
-    ]
-    chunks = [{**chunk, "choices": [choice]} for choice in choices]
-    if parsed.include_usage:
-        chunks.append({**chunk, "choices": [], "usage": _NO_CHAT_USAGE})
-    return b"".join([b"data: " + msgspec.json.encode(each) + b"\n\n" for each in chunks]) + _DONE
+    def whole(self) -> bytes:
+        """Write the answer as a whole."""
+        if self.parsed.operation == "responses":
+            return msgspec.json.encode(self._response("completed"))
+        said = {"content": NOTHING_FOUND, "refusal": None}
+        if self.json_wanted:
+            said = {"content": None, "refusal": NOTHING_FOUND}
+        message: dict[str, Any] = {"role": "assistant", **said, "context": {"citations": []}}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+        return msgspec.json.encode({**self._chat("chat.completion"), "choices": [choice], "usage": _NO_CHAT_USAGE})
 
-
-def _chat(answer_id: str, model: str, unix_seconds: int, kind: str) -> dict[str, Any]:
-    return {"id": answer_id, "object": kind, "created": unix_seconds, "model": model}
-
-
-def _text(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": []}
-
-
-def _item(answer_id: str, status: str, *content: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "id": f"msg_{answer_id}",
-        "type": "message",
-        "status": status,
-        "role": "assistant",
-        "content": content,
-    }
-
-
-def _response(answer_id: str, model: str, unix_seconds: int, status: str) -> dict[str, Any]:
-    is_done = status == "completed"
-    return {
-        "id": answer_id,
-        "object": "response",
-        "created_at": unix_seconds,
-        "status": status,
-        "error": None,
-        "incomplete_details": None,
-        "instructions": None,
-        "model": model,
-        "output": [_item(answer_id, status, _text(NOTHING_FOUND))] if is_done else [],
-        "parallel_tool_calls": True,
-        "store": False,
-        "tool_choice": "auto",
-        "tools": [],
-        "usage": _NO_USAGE if is_done else None,
-    }
-
-
-def _response_events(answer_id: str, model: str, unix_seconds: int) -> bytes:
-    begun = _response(answer_id, model, unix_seconds, "in_progress")
-    item: dict[str, Any] = {"output_index": 0}
-    part: dict[str, Any] = {"item_id": f"msg_{answer_id}", "output_index": 0, "content_index": 0}
-    events: list[tuple[str, dict[str, Any]]] = [
-        ("created", {"response": begun}),
-        ("in_progress", {"response": begun}),
-        ("output_item.added", {**item, "item": _item(answer_id, "in_progress")}),
-        ("content_part.added", {**part, "part": _text("")}),
-        ("output_text.delta", {**part, "delta": NOTHING_FOUND, "logprobs": []}),
-        ("output_text.done", {**part, "text": NOTHING_FOUND, "logprobs": []}),
-        ("content_part.done", {**part, "part": _text(NOTHING_FOUND)}),
-        ("output_item.done", {**item, "item": _item(answer_id, "completed", _text(NOTHING_FOUND))}),
-        ("completed", {"response": _response(answer_id, model, unix_seconds, "completed")}),
-    ]
-    return b"".join(
-        [
-            b"event: response.%b\ndata: %b\n\n"
-            % (name.encode(), msgspec.json.encode({"type": f"response.{name}", "sequence_number": number, **fields}))
-            for number, (name, fields) in enumerate(events)
+    def streamed(self) -> bytes:
+        """Write the answer as the events of a stream."""
+        if self.parsed.operation == "responses":
+            return self._response_events()
+        chunk = self._chat("chat.completion.chunk")
+        choices: list[dict[str, Any]] = [
+            {"index": 0, "delta": {"role": "assistant", "content": "", "context": {"citations": []}}},
+            {"index": 0, "delta": {"refusal" if self.json_wanted else "content": NOTHING_FOUND}},
+            {"index": 0, "delta": {}, "finish_reason": "stop"},
         ]
-    )
+        chunks = [{**chunk, "choices": [{"finish_reason": None, **choice}]} for choice in choices]
+        if self.parsed.include_usage:
+            chunks.append({**chunk, "choices": [], "usage": _NO_CHAT_USAGE})
+        return b"".join([b"data: " + msgspec.json.encode(each) + b"\n\n" for each in chunks]) + _DONE
+
+    def _chat(self, kind: str) -> dict[str, Any]:
+        return {"id": self.answer_id, "object": kind, "created": self.unix_seconds, "model": self.model}
+
+    def _part(self, text: str) -> dict[str, Any]:
+        if self.json_wanted:
+            return {"type": "refusal", "refusal": text}
+        return {"type": "output_text", "text": text, "annotations": []}
+
+    def _item(self, status: str, *content: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "id": f"msg_{self.answer_id}",
+            "type": "message",
+            "status": status,
+            "role": "assistant",
+            "content": content,
+        }
+
+    def _response(self, status: str) -> dict[str, Any]:
+        is_done = status == "completed"
+        return {
+            "id": self.answer_id,
+            "object": "response",
+            "created_at": self.unix_seconds,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": None,
+            "model": self.model,
+            "output": [self._item(status, self._part(NOTHING_FOUND))] if is_done else [],
+            "parallel_tool_calls": True,
+            "store": False,
+            "tool_choice": "auto",
+            "tools": [],
+            "usage": _NO_USAGE if is_done else None,
+        }
+
+    def _response_events(self) -> bytes:
+        begun = self._response("in_progress")
+        item: dict[str, Any] = {"output_index": 0}
+        part: dict[str, Any] = {"item_id": f"msg_{self.answer_id}", "output_index": 0, "content_index": 0}
+        kind, done, more = "output_text", "text", {"logprobs": list[Any]()}
+        if self.json_wanted:
+            kind, done, more = "refusal", "refusal", {}
+        events: list[tuple[str, dict[str, Any]]] = [
+            ("created", {"response": begun}),
+            ("in_progress", {"response": begun}),
+            ("output_item.added", {**item, "item": self._item("in_progress")}),
+            ("content_part.added", {**part, "part": self._part("")}),
+            (f"{kind}.delta", {**part, "delta": NOTHING_FOUND, **more}),
+            (f"{kind}.done", {**part, done: NOTHING_FOUND, **more}),
+            ("content_part.done", {**part, "part": self._part(NOTHING_FOUND)}),
+            ("output_item.done", {**item, "item": self._item("completed", self._part(NOTHING_FOUND))}),
+            ("completed", {"response": self._response("completed")}),
+        ]
+        return b"".join(
+            [
+                b"event: response.%b\ndata: %b\n\n"
+                % (
+                    name.encode(),
+                    msgspec.json.encode({"type": f"response.{name}", "sequence_number": number, **fields}),
+                )
+                for number, (name, fields) in enumerate(events)
+            ]
+        )
+
+
+class _Format(msgspec.Struct):
+    type: str = "text"
+
+
+class _Text(msgspec.Struct):
+    format: _Format | None = None
+
+
+def wants_json(operation: Operation, fields: Mapping[str, msgspec.Raw]) -> bool:
+    """Say whether a request, with its release's parameters applied, wants JSON: any, or such as fits a schema."""
+    try:
+        if operation == "responses":
+            text = msgspec.json.decode(fields.get("text", b"null"), type=_Text | None)
+            wanted = text.format if text is not None else None
+        else:
+            wanted = msgspec.json.decode(fields.get("response_format", b"null"), type=_Format | None)
+    except msgspec.DecodeError:  # nothing that a provider would take
+        return False
+    return wanted is not None and wanted.type != "text"

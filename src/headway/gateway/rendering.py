@@ -107,9 +107,7 @@ class ReleaseRenderer:
             ConfigurationError: The template fails on this request.
             InvalidRequestError: A field that the release builds on has the wrong shape.
         """
-        fields = dict(parsed.fields)
-        for rule in self._rules[parsed.operation]:
-            _apply(rule, fields)
+        fields = self.set_parameters(parsed)
         if parsed.operation != "embeddings":
             prompt = self._constant if self._template is None else self._fill(parsed, today, passages)
             if prompt is not None or passages:
@@ -119,6 +117,17 @@ class ReleaseRenderer:
                 fields["stream_options"] = _with_usage(fields.get("stream_options"))
             if "metadata" in fields and fields.get("store") != _TRUE:
                 del fields["metadata"]  # It was for Headway; OpenAI refuses it where the completion is not stored.
+        return fields
+
+    def set_parameters(self, parsed: ParsedRequest) -> dict[str, msgspec.Raw]:
+        """Give the request's fields with the release's parameters among them.
+
+        Raises:
+            InvalidRequestError: A field that a parameter goes into has the wrong shape.
+        """
+        fields = dict(parsed.fields)
+        for rule in self._rules[parsed.operation]:
+            _apply(rule, fields)
         return fields
 
     def encode(self, fields: dict[str, msgspec.Raw], endpoint: Endpoint) -> bytes:

@@ -296,6 +296,7 @@ class _Event(msgspec.Struct, frozen=True):
     message: str | None = None
     error: Any = None
     output_index: int | None = None
+    content_index: int | None = None
     part: msgspec.Raw = msgspec.Raw()
     item: msgspec.Raw = msgspec.Raw()
 
@@ -330,7 +331,7 @@ class ResponsesStream:
         self._previous = previous
         self._keep = keep
         self._citations = citations
-        self._annotated: int | None = None  # the output that has the first text
+        self._annotated: tuple[int | None, int | None] | None = None  # output and content that are the first text
         self._final: bytes | None = None
         self._text: list[str] = []
         self._events = _Events()
@@ -393,10 +394,11 @@ class ResponsesStream:
         try:
             if event.type in _FINAL:
                 return first_text(output_of(event.response))
-            if event.type in _PARTS and is_text(event.part) and self._annotated in (None, event.output_index):
-                self._annotated = event.output_index
+            place = (event.output_index, event.content_index)
+            if event.type in _PARTS and is_text(event.part) and self._annotated in (None, place):
+                self._annotated = place
                 return bytes(event.part)
-            if event.type == _ITEM and self._annotated == event.output_index:
+            if event.type == _ITEM and self._annotated is not None and self._annotated[0] == event.output_index:
                 return first_text([msgspec.json.decode(event.item, type=Item)])
         except msgspec.DecodeError:  # of a shape of its own
             return None
