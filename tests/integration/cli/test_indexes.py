@@ -45,7 +45,7 @@ def ground(project: Project, index: str = "handbook", **keys: str) -> None:
 
 def test_from_a_folder_to_a_release_that_is_grounded_in_it(project: Project) -> None:
     ground(project)
-    assert "sound: 1 deployment, 1 application, 1 index" in headway("check").stdout
+    assert "sound: 2 deployments, 1 application, 1 index" in headway("check").stdout
     refused = headway("apply", "--yes", status=1)
     assert "the index handbook has no published version; `headway index build handbook` makes one" in refused.stderr
     built = headway("index", "build", "handbook")
