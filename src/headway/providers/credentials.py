@@ -12,7 +12,7 @@ from headway.clock import Clock
 from headway.domain.release import Deployment
 from headway.errors import ConfigurationError
 
-_ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"
+_ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"  # of Azure OpenAI
 _REFRESH_SECONDS = 300.0
 _ENTRA_SECONDS = 30.0
 _FILE_SECONDS = 5.0
@@ -60,6 +60,15 @@ class TokenSource(Protocol):
         ...
 
 
+class _Token:
+    """The token for a service, and who renews it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.until_seconds = 0.0
+        self.lock = asyncio.Lock()
+
+
 class Credentials:
     """Gives each deployment its authentication headers.
 
@@ -71,9 +80,7 @@ class Credentials:
         self._clock = clock
         self._entra = entra
         self._own_entra = entra is None
-        self._token = ""
-        self._token_until_seconds = 0.0
-        self._token_lock = asyncio.Lock()
+        self._tokens: dict[str, _Token] = {}
         self._cached: dict[Deployment, tuple[float, dict[str, str]]] = {}
 
     async def headers(self, deployment: Deployment) -> dict[str, str]:
@@ -99,7 +106,7 @@ class Credentials:
         for name, value in operation.headers:
             headers[name] = resolve_secret(value) if is_reference(value) else value
         if operation.auth == "entra":
-            token = await self._entra_token()
+            token = await self.token(_ENTRA_SCOPE)
             headers["Authorization"] = f"Bearer {token}"
         elif operation.auth == "api_key" and operation.api_key:
             secret = resolve_secret(operation.api_key)
@@ -109,24 +116,33 @@ class Credentials:
                 headers["Authorization"] = f"Bearer {secret}"
         return headers, until
 
-    async def _entra_token(self) -> str:
-        if self._token_lock.locked() and self._clock.unix_ms() / 1000 < self._token_until_seconds:
-            return self._token  # Another request is renewing it; this one need not wait.
-        async with self._token_lock:
+    async def token(self, scope: str) -> str:
+        """Give an Entra access token for a service.
+
+        Args:
+            scope: The service's.
+
+        Raises:
+            ConfigurationError: Entra gives none.
+        """
+        token = self._tokens.setdefault(scope, _Token())
+        if token.lock.locked() and self._clock.unix_ms() / 1000 < token.until_seconds:
+            return token.text  # Another request is renewing it; this one need not wait.
+        async with token.lock:
             now = self._clock.unix_ms() / 1000
-            if now < self._token_until_seconds - _REFRESH_SECONDS:
-                return self._token
+            if now < token.until_seconds - _REFRESH_SECONDS:
+                return token.text
             if self._entra is None:
                 self._entra = _default_entra()
             try:
                 async with asyncio.timeout(_ENTRA_SECONDS):
-                    answer = await self._entra.get_token(_ENTRA_SCOPE)
-                self._token, self._token_until_seconds = answer.token, float(answer.expires_on)
+                    answer = await self._entra.get_token(scope)
+                token.text, token.until_seconds = answer.token, float(answer.expires_on)
             except Exception as error:  # Whatever the source raises: the old token may do, or the caller is told.
-                if now >= self._token_until_seconds:
+                if now >= token.until_seconds:
                     message = f"Entra gives no token ({type(error).__name__}): check the identity that Headway runs as"
                     raise ConfigurationError(message) from error
-            return self._token
+            return token.text
 
     async def close(self) -> None:
         """Release the token source, if it was made here."""
