@@ -5,11 +5,12 @@ Everything here blocks on files and sockets: call it from a thread.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os.path
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -23,6 +24,8 @@ from headway.lake.globs import Globs, State
 Entry = Mapping[str, Any]
 
 _SCHEMES: Mapping[str, str] = {"file": "", "s3": "s3", "abfs": "azure", "abfss": "azure", "memory": ""}
+_PATH_BYTES = 2000  # PostgreSQL keeps 2,700 in an index
+_SHOWN_CHARACTERS = 200
 _CREDENTIALS = re.compile(
     r"credential|authenticat|authoriz|forbidden|permission|access.?denied|\b40[13]\b", re.IGNORECASE
 )
@@ -194,17 +197,18 @@ class Lake:
         if not path.startswith(self._source.prefix):
             return None
         if entry is None:
-            shown = path.encode("utf-8", "replace").decode()
-            return Skipped(shown, "its name cannot be a path: empty, . or .. between slashes, or not UTF-8")
+            return Skipped(_shown(path), "its name cannot be a path: empty, . or .. between slashes, or not UTF-8")
         if entry.get("islink"):
             target = os.path.realpath(self._full(path))
-            if Path(target).is_dir():
+            if self._files.isdir(target):
                 reason = "is a link to a folder: those are not followed"
                 return Skipped(path, reason) if self._globs.may_hold(state) else None
         if not self._globs.accepts(state):
             return None
+        if len(path.encode()) > _PATH_BYTES:
+            return Skipped(_shown(path), f"its path has {len(path.encode()):,} bytes; at most {_PATH_BYTES:,} are read")
         try:
-            return self._look(path) if entry.get("islink") else _describe(path, entry)
+            return self.look(path) if entry.get("islink") else _describe(path, entry)
         except ChangedDocumentError:
             return Skipped(path, "is a link that leads nowhere")
         except UnreadableDocumentError as error:
@@ -237,7 +241,9 @@ class Lake:
                 raise UnreadableDocumentError("is a link to a place outside the lake")
         try:
             entry = self._files.info(full)
-        except FileNotFoundError as error:
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and error.errno != errno.ELOOP:
+                raise
             self._check_root()
             raise ChangedDocumentError("is gone since it was listed", code="document_gone") from error
         return _describe(path, entry)
@@ -312,6 +318,15 @@ def open_lake(source: Source, read_secret: Callable[[str], str]) -> Lake:
         # Without the cause: it may quote a secret.
         raise ConfigurationError(f"the options of {source.url} do not fit ({type(error).__name__})") from None
     return Lake(source, files, root, tuple(secrets.values()))
+
+
+def _shown(path: str) -> str:
+    """Write a path that no document can have: distinct from all others, and from those of documents by its ``./``."""
+    shown = path.replace("\\", r"\\").replace("\0", r"\0").encode("utf-8", "backslashreplace").decode()
+    if len(shown) > _SHOWN_CHARACTERS:
+        digest = hashlib.sha256(shown.encode()).hexdigest()[:16]
+        shown = f"{shown[:_SHOWN_CHARACTERS]}…{digest}"
+    return f"./{shown}"
 
 
 def _describe(path: str, entry: Entry) -> LakeObject:

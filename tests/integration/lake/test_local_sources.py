@@ -141,11 +141,33 @@ def test_what_is_no_file_is_reported_and_never_opened(tmp_path: Path) -> None:
         lake.read(found, 100)
 
 
-def test_a_name_that_is_not_utf_8_is_reported(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_reported_each_by_its_own(tmp_path: Path) -> None:
     write(tmp_path, "a.md")
-    (tmp_path / os.fsdecode(b"b\xff.md")).write_text("text")
+    for name in (b"b\xff.md", b"b\xfe.md", b"b\\udcff.md", b"b\\udcff\xfe.md", b"b\xff\xfe.md"):
+        (tmp_path / os.fsdecode(name)).write_text("text")
     found = list(lake_of(tmp_path).walk())
-    assert found[1:] == [Skipped("b?.md", "its name cannot be a path: empty, . or .. between slashes, or not UTF-8")]
+    assert [each.path for each in found if isinstance(each, LakeObject)] == ["a.md", "b\\udcff.md"]
+    skipped = [each for each in found if isinstance(each, Skipped)]
+    assert sorted(each.path for each in skipped) == [
+        r"./b\\udcff\udcfe.md",
+        r"./b\udcfe.md",
+        r"./b\udcff.md",
+        r"./b\udcff\udcfe.md",
+    ]
+    assert {each.reason for each in skipped} == {
+        "its name cannot be a path: empty, . or .. between slashes, or not UTF-8"
+    }
+
+
+def test_a_path_that_is_too_long_to_keep_is_reported(tmp_path: Path) -> None:
+    folder = "/".join(f"{number:x}" + "é" * 100 for number in range(14))
+    write(tmp_path, "a.md", f"{folder}/x.md", f"{folder}/y.md")
+    found = list(lake_of(tmp_path).walk())
+    assert [each.path for each in found if isinstance(each, LakeObject)] == ["a.md"]
+    skipped = [each for each in found if isinstance(each, Skipped)]
+    assert {each.reason for each in skipped} == {"its path has 2,832 bytes; at most 2,000 are read"}
+    assert len({each.path for each in skipped}) == 2
+    assert max(len(each.path) for each in skipped) < 250
 
 
 def test_a_missing_root_an_empty_one_and_one_without_matches_are_told_apart(tmp_path: Path) -> None:
