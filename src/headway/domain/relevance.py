@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -31,8 +31,15 @@ _HELD = 1_000_000  # numbers in memory
 _SEED = 5
 
 
-class Mean(NamedTuple):
-    """A mean over so many queries, and between what it is likely to lie."""
+class Mean(msgspec.Struct, frozen=True):
+    """A mean over queries, as a sample of all that there could be.
+
+    Attributes:
+        mean: Of the sample.
+        lower: The mean over all queries is likely to be at least this.
+        upper: And at most this.
+        queries: Size of the sample.
+    """
 
     mean: float
     lower: float
@@ -40,13 +47,16 @@ class Mean(NamedTuple):
     queries: int
 
 
-class Paired(NamedTuple):
+class Paired(msgspec.Struct, frozen=True):
     """A measure of two versions on the same queries.
 
     Attributes:
-        before, after: Its means.
+        before: Its mean in the one version.
+        after: Its mean in the other.
         difference: Mean of after minus before.
-        better, worse, equal: How many queries have more, less or the same after.
+        better: Queries that have more after.
+        worse: Queries that have less after.
+        equal: Queries that have the same.
     """
 
     before: Mean
