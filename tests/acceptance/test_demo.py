@@ -38,6 +38,10 @@ def test_the_demo_answers_rates_reports_and_shows_what_was_recorded(tmp_path: Pa
     assert "no data" not in told.partition("What Headway recorded")[2].partition("Three more applications")[0]
     assert "went wrong" not in told
     assert "source .headway-demo/env" in told
+    reading = told.partition("A reader asks")[2].partition("Three more applications")[0]
+    for document in ("howto/run-in-production.md", "glossary.md"):
+        assert re.search(rf"\[[12]] .*{document} .*0\.\d\d  handbook@1", reading)
+    assert reading.count("no passage fits") == 1
     assert {release["name"] for release in read(tmp_path, "releases", "list", "support")} == {"plain", "facts"}
     # On a busy machine the demo may end before the last decision; tests/acceptance/test_rollouts.py waits for all.
     rollouts = {each["application"]: each["state"] for each in read(tmp_path, "rollout", "list")}
@@ -55,6 +59,8 @@ def test_the_demo_answers_rates_reports_and_shows_what_was_recorded(tmp_path: Pa
     assert {rating["source"] for rating in ratings} == {"end_user"}
     assert {rating["release"] for rating in ratings} == {"plain", "facts"}
     assert len(read(tmp_path, "reports", "list")) == 1
+    asked = read(tmp_path, "interactions", "list", "--application", "guide")
+    assert sorted(interaction["passages"] for interaction in asked) == [0, 2, 2, 2]
     for line in re.findall(r"^  (headway [^#\n]*)", told, re.MULTILINE):
         subprocess.run(["sh", "-c", f". .headway-demo/env; {line}"], cwd=tmp_path, check=True)
 

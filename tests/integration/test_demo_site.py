@@ -108,7 +108,8 @@ def test_two_releases_are_brought_in_once(tmp_path: Path, monkeypatch: pytest.Mo
         assert (again["facts"]["role"], again["facts"]["share"]) == ("candidate", 0.5)
         assert len(again) == 2
 
-        own = site.config.read_text().replace("max_tokens: 48", "max_tokens: 50").replace("name: facts", "name: mine")
+        own = site.config.read_text().replace("0.2, max_tokens: 48", "0.2, max_tokens: 50")
+        own = own.replace("name: facts", "name: mine")
         site.config.write_text(own)
         site.run("rollout", "promote", "support", "--reason", "better")
         site.run("keys", "revoke", str(play._read(site, "keys", "list")[0]["number"]))

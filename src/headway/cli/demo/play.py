@@ -15,6 +15,9 @@ from rich.text import Text
 
 from headway.cli.demo.asking import Traffic, hold
 from headway.cli.demo.contest import describe_outcomes, hold_contest
+from headway.cli.demo.documents import APPLICATION as GUIDE
+from headway.cli.demo.documents import INDEX, lay_out
+from headway.cli.demo.reading import read
 from headway.cli.demo.screen import Screen
 from headway.cli.demo.site import APPLICATION, FIRST_RELEASE, SECOND_RELEASE, Site, open_site
 from headway.cli.demo.stories import RULE as CONTEST_RULE
@@ -55,7 +58,8 @@ def _run(site: Site, *, once: bool) -> None:
             stack.enter_context(database_url(site.settings()))
             notes.append(f"data in {_near(site.home)}")
         with screen.step("SmolLM2-135M, a real language model, served by llama.cpp") as notes:
-            notes.append(stack.enter_context(serve_smollm(port=site.ports.model)))
+            model_url = stack.enter_context(serve_smollm(port=site.ports.model))
+            notes.append(model_url)
         _configure(site, screen)
         key = _make_key(site)
         with screen.command("headway run"):
@@ -68,6 +72,7 @@ def _run(site: Site, *, once: bool) -> None:
         traffic = hold(site.base_url, key, screen)
         rows = run_async(_recorded(site, traffic, utc(began)))
         _show_results(screen, traffic, rows)
+        _read_manual(site, key, model_url, screen)
         _hold_contest(site, key, screen, clock)
         _show_next_steps(screen, site, traffic, running=not once)
         _show_addresses(site, key)
@@ -77,12 +82,14 @@ def _run(site: Site, *, once: bool) -> None:
 
 def _configure(site: Site, screen: Screen) -> None:
     """Bring the two releases in, as an operator would."""
-    known = {release["name"] for release in _read(site, "releases", "list") if release["application"] == APPLICATION}
+    known = _releases(site, APPLICATION)
     written = site.config.read_text("utf-8") if site.config.exists() else None
     ours = [site.configuration(*wanted) for wanted in ((FIRST_RELEASE, 1), (SECOND_RELEASE, 1), (SECOND_RELEASE, 2))]
     if written in (None, ours[0]):
         if FIRST_RELEASE not in known:
             site.write_configuration(FIRST_RELEASE, 1)
+            screen.say(f"{_near(site.documents)}: Headway's own manual, {lay_out(site.documents)} documents")
+            _command(site, screen, "index", "build", INDEX, shown=("is published",))
             _command(site, screen, "apply", "--yes")
         site.write_configuration(SECOND_RELEASE, 1)
         screen.say(f"{_near(site.config)}: release {FIRST_RELEASE} -> {SECOND_RELEASE}: its prompt now tells the facts")
@@ -132,6 +139,20 @@ async def _recorded(site: Site, traffic: Traffic, since: datetime) -> list[dict[
             if missing <= 0 or clock.monotonic_seconds() > deadline:
                 return rows
             await clock.sleep(_POLL_SECONDS)
+
+
+def _read_manual(site: Site, key: str, model_url: str, screen: Screen) -> None:
+    """Let a reader ask the manual, unless the configuration knows no such application any more."""
+    if not _releases(site, GUIDE):
+        return
+    screen.heading("A reader asks Headway's own manual: answers come from an index version, and cite it.")
+    screen.say("The same tiny model, alone and with the passages that a search found. OpenAI's client gets them, too.")
+    for problem in read(site.base_url, key, model_url, screen):
+        screen.say(f"This went wrong: {problem}")
+
+
+def _releases(site: Site, application: str) -> set[str]:
+    return {release["name"] for release in _read(site, "releases", "list") if release["application"] == application}
 
 
 def _hold_contest(site: Site, key: str, screen: Screen, clock: SystemClock) -> None:
@@ -204,6 +225,7 @@ def _show_next_steps(screen: Screen, site: Site, traffic: Traffic, *, running: b
     if rated:
         rating = msgspec.json.encode({"interaction_id": rated, "metric": "thumbs_up", "value": False}).decode()
         screen.shell(f"curl -s $OPENAI_BASE_URL/feedback {json} -d '{rating}'", "an answer's id is enough to rate it")
+    screen.shell(f"headway index show {INDEX}@1", "what the guide answers from; its documents are yours to change")
     screen.shell("headway releases list", "who gets which share")
     screen.shell(f"headway rollout show {APPLICATION}", "the rollout on the real model: still collecting")
     screen.shell("headway rollout list")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,6 +22,28 @@ _COLOURS = ("cyan", "magenta", "yellow", "green", "blue")
 _NAME_WIDTH = 6
 _RELEASE_WIDTH = 8
 _INDENT = _NAME_WIDTH + _RELEASE_WIDTH + 2
+_SCORE_WIDTH = 10
+_WORD = re.compile(r"\w+")
+_SENTENCE = re.compile(r"(?<=[.!?])\s")
+
+
+class Source(NamedTuple):
+    """A passage that an answer cites: its document's title and path, fit (0 to 1), index version, text."""
+
+    title: str
+    document: str
+    score: float
+    version: str
+    text: str
+
+
+class Reading(NamedTuple):
+    """A question, what the model says to it by itself, and what it says from documents: ``sources``."""
+
+    question: str
+    bare: str
+    answer: str
+    sources: tuple[Source, ...]
 
 
 @dataclass
@@ -119,6 +143,32 @@ class Screen:
         self.console.print(self._asked(visitor, talk))
         self.console.print(Padding(Text(f"✗ {problem}", "red"), (0, 0, 0, _INDENT), expand=False))
 
+    def quote(self, reading: Reading) -> None:
+        """Print an answer from documents, with what it cites, next to the model's own."""
+        bare = " ".join(reading.bare.split())
+        self.console.print(Text.assemble("\n", (reading.question, "bold")))
+        for label, style, words in (("alone", "dim", bare), ("grounded", "green", " ".join(reading.answer.split()))):
+            line = Table.grid(padding=(0, 1))
+            line.add_column(width=_INDENT - 1)
+            line.add_column(overflow="fold")
+            line.add_row(Text(f"  {label}", "dim"), Text(words, style))
+            self.console.print(line)
+        for number, source in enumerate(reading.sources, start=1):
+            filled = round(source.score * _SCORE_WIDTH)
+            head = Text.assemble(
+                (f"[{number}] ", "cyan"),
+                (source.title, "bold cyan"),
+                (f"  {source.document}  ", "dim"),
+                ("█" * filled, "cyan"),
+                ("░" * (_SCORE_WIDTH - filled), "dim"),
+                f" {source.score:.2f}  ",
+                (source.version, "magenta"),
+            )
+            text = Text(f"    {excerpt(source.text, reading.answer)}", "dim italic", no_wrap=True, overflow="ellipsis")
+            self.console.print(Padding(Group(head, text), (0, 0, 0, _INDENT)))
+        if not reading.sources:
+            self.console.print(Padding(Text("no passage fits: no model was asked", "yellow"), (0, 0, 0, _INDENT)))
+
     def _render(self) -> RenderableType:
         rows: list[RenderableType] = []
         room = max(20, self.console.width - _INDENT - 2)
@@ -148,3 +198,17 @@ class Screen:
             table.add_row(name, *(of_release[name] for of_release in figures.values()))
         self.console.print()
         self.console.print(table)
+
+
+def excerpt(passage: str, answer: str) -> str:
+    """Give a passage on one line, from the sentence on that shares the most words with an answer.
+
+    Example:
+        >>> excerpt("Some are red. Others are green, most are blue. None is black.", "Most are blue")
+        '… Others are green, most are blue. None is black.'
+    """
+    words = set(_WORD.findall(answer.lower()))
+    sentences = _SENTENCE.split(" ".join(passage.split()))
+    shared = [len(words & set(_WORD.findall(sentence.lower()))) for sentence in sentences]
+    first = shared.index(max(shared))
+    return ("… " if first else "") + " ".join(sentences[first:])

@@ -25,6 +25,7 @@ from headway.errors import ConfigurationError, HeadwayError
 
 APPLICATION = "support"
 FIRST_RELEASE, SECOND_RELEASE = "plain", "facts"
+_GUIDE = "guide"
 
 _HOST = "127.0.0.1"
 _READY_SECONDS = 60.0
@@ -69,6 +70,11 @@ class Site:
     def config(self) -> Path:
         """The demo's headway.yaml."""
         return self.home / "headway.yaml"
+
+    @property
+    def documents(self) -> Path:
+        """The demo's data lake."""
+        return self.home / "documents"
 
     @property
     def variables(self) -> Path:
@@ -116,7 +122,7 @@ class Site:
         """Write headway.yaml so that it wants these releases (see ``configuration``), and the prompts."""
         prompts = self.home / "prompts"
         prompts.mkdir(exist_ok=True)
-        for name in (FIRST_RELEASE, SECOND_RELEASE):
+        for name in (FIRST_RELEASE, SECOND_RELEASE, _GUIDE):
             prompt = prompts / f"{name}.j2"
             if not prompt.exists():
                 prompt.write_text(_bundled(f"prompts/{name}.j2"), encoding="utf-8")
