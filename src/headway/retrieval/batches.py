@@ -20,6 +20,7 @@ from headway.lake.parsing.parsed import Parsed
 from headway.lake.parsing.workers import Parsers
 from headway.lake.sources import Lake, LakeObject
 from headway.retrieval.chunking import chunk
+from headway.retrieval.tasks import do_all
 from headway.storage.builds import Earlier, Listed, Outcome
 
 _READS = 8  # at a time: an object store answers slowly, and side by side
@@ -65,7 +66,7 @@ async def read(lake: Lake, listed: Sequence[Listed], limit_bytes: int) -> list[R
         async with places:
             return await asyncio.to_thread(_read, lake, each, limit_bytes)
 
-    return list(await asyncio.gather(*map(read_one, listed)))
+    return await do_all(map(read_one, listed))
 
 
 def _read(lake: Lake, listed: Listed, limit_bytes: int) -> Read | Outcome:
@@ -112,7 +113,7 @@ async def prepare(
         chunks = await asyncio.to_thread(_cut, parsed, chunking)
         return Prepared(listed, replace(document, title=parsed.title, metadata=parsed.metadata), chunks)
 
-    return list(await asyncio.gather(*map(prepare_one, documents)))
+    return await do_all(map(prepare_one, documents))
 
 
 def _cut(parsed: Parsed, chunking: ChunkSpec) -> tuple[Chunk, ...]:

@@ -15,6 +15,7 @@ from headway.config.indexes import EmbedderSpec, VersionSpec
 from headway.domain.release import Deployment
 from headway.errors import ConfigurationError, ProviderError, ProviderTimeoutError, ProviderUnavailableError
 from headway.providers.client import CallError, ProviderClient
+from headway.retrieval.tasks import do_all
 from headway.retrieval.wordvectors import WordVectors
 
 Vectors = NDArray[np.float32]
@@ -188,12 +189,7 @@ class DeploymentEmbedder:
         batches = list(_batches(texts, self._spec.batch))
         if not batches:
             return np.zeros((0, self._dimensions), np.float32)
-        try:
-            async with asyncio.TaskGroup() as group:
-                calls = [group.create_task(self._call(batch)) for batch in batches]
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        return np.concatenate([call.result() for call in calls])
+        return np.concatenate(await do_all(map(self._call, batches)))
 
     async def _call(self, texts: list[str]) -> Vectors:
         async with self._places:

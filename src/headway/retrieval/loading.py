@@ -6,10 +6,9 @@ over: whole documents where the recipe is the same, else the vectors of equal ch
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -23,6 +22,7 @@ from headway.retrieval import batches
 from headway.retrieval.batches import Labels, Prepared, Read
 from headway.retrieval.chunking import embedded_text
 from headway.retrieval.manifest import Recipe
+from headway.retrieval.tasks import do_both
 from headway.storage import builds, partitions
 from headway.storage.builds import Build, Listed, Outcome, Progress, Stage
 from headway.storage.database import Connection, Database
@@ -33,8 +33,6 @@ _EMBEDDED_CHUNKS = 1024  # given to the embedder at a time
 
 Vectors = NDArray[np.float32]
 Write = Callable[[Connection], Awaitable[None]]
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 class Embedder(Protocol):
@@ -132,7 +130,7 @@ class Loading:
         self._paid_usd = progress.cost_usd if progress.done else 0.0
         batch = await self._prepare(build.version, "")
         while batch is not None:
-            batch, progress = await _both(
+            batch, progress = await do_both(
                 self._prepare(build.version, batch.last), self._load(build.version, batch, progress)
             )
 
@@ -232,13 +230,3 @@ def _first(listed: Sequence[Listed]) -> list[Listed]:
 def _outcome(prepared: Prepared) -> Outcome:
     count = len(prepared.chunks) if prepared.earlier is None else prepared.earlier.chunks
     return Outcome(prepared.listed.number, prepared.listed.size, prepared.document, count)
-
-
-async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:
-    """Do both side by side; when one fails, the other is cancelled, and its error is what is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = group.create_task(first), group.create_task(second)
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return tasks[0].result(), tasks[1].result()
