@@ -52,6 +52,7 @@ _OPERATIONS: Mapping[str, Operation] = {
 _AZURE = re.compile(r"/openai/deployments/(?P<application>[^/]+)/(?P<route>chat/completions|embeddings)")
 _AZURE_OPERATIONS: Mapping[str, Operation] = {"chat/completions": "chat", "embeddings": "embeddings"}
 _SHOWN_PATH = 200  # characters: a path may be as long as a stranger likes
+_GROUPS = b"x-headway-groups"
 _WATCH_AFTER_SECONDS = 0.02
 _DRAINED_BODIES = 8  # times the limit: a client that is told 413 should have sent its body and be listening
 
@@ -107,6 +108,18 @@ def reply_to_nobody() -> Reply:
 
 async def _drop(_: Message) -> None:
     pass
+
+
+def _headers(scope: Message) -> dict[bytes, bytes]:
+    """Give the request's headers; of those that are there twice the last, but nobody is in groups by chance.
+
+    Raises:
+        InvalidRequestError: The groups are there twice: by the caller, and by something in between.
+    """
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    if _GROUPS in headers and [name for name, _ in scope["headers"]].count(_GROUPS) > 1:
+        raise InvalidRequestError("x-headway-groups is there more than once", param="x-headway-groups")
+    return headers
 
 
 class _Watch:
@@ -261,7 +274,7 @@ class DataPlane:
             error = MethodNotAllowedError(f"{scope['path']} takes POST")
             await reply.answer(render_openai(error), ((b"allow", b"POST"),))
             return
-        headers = dict(scope["headers"])
+        headers = _headers(scope)
         key = authenticate(self._gateway.snapshot, headers, self._clock.unix_ms())
         require_scope(key, "invoke")
         body = await self._read(headers, receive, self._max_body_bytes)
@@ -286,7 +299,7 @@ class DataPlane:
             if route_method != wanted:
                 allowed.append(route_method)
                 continue
-            headers = dict(scope["headers"])
+            headers = _headers(scope)
             client = scope.get("client")
             request = Request(
                 method=method,

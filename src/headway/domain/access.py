@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -76,3 +77,8 @@ def groups_of(key: KeyRoute, header: bytes | None) -> frozenset[str]:
         message = f"x-headway-groups holds up to {_MOST_GROUPS} names of at most 200 characters, separated by commas"
         raise InvalidRequestError(message, param="x-headway-groups")
     return groups
+
+
+def fingerprint(groups: frozenset[str]) -> str:
+    """Stand for a set of groups in a few characters; empty for none."""
+    return hashlib.sha256("\n".join(sorted(groups)).encode()).hexdigest()[:32] if groups else ""

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from headway.clock import Clock, elapsed_ms, utc
+from headway.domain.access import fingerprint
 from headway.domain.interaction import Interaction, Operation
 from headway.domain.release import Prices
 from headway.domain.snapshot import ReleaseRoute, Snapshot
@@ -287,8 +288,12 @@ class Answerer:
     async def _link(self, exchange: Exchange, provider_id: str, deployment: str) -> None:
         if self._keep is not None:
             unit = exchange.unit
+            # What an earlier turn was told stays in what the provider keeps.
+            groups = exchange.previous.groups if exchange.previous is not None else ""
+            if exchange.route.release.bundle.retrieval is not None:
+                groups = fingerprint(exchange.groups)
             await self._keep(
-                ResponseLink(exchange.interaction.id, provider_id, deployment, unit.conversation, unit.name)
+                ResponseLink(exchange.interaction.id, provider_id, deployment, unit.conversation, unit.name, groups)
             )
 
     def complete(self, exchange: Exchange) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import structlog
 
 from headway.clock import Clock
-from headway.domain.access import groups_of
+from headway.domain.access import fingerprint, groups_of
 from headway.domain.interaction import Interaction, Operation
 from headway.domain.snapshot import ApplicationRoute, KeyRoute, Snapshot
 from headway.errors import InvalidRequestError, NotFoundError
@@ -136,6 +136,9 @@ class Gateway:
     ) -> Exchange:
         identifier = uuid7(self._clock.unix_ms())
         route, unit, previous = await self._place(parsed, application, pinned, key, headers, identifier.hex())
+        if previous is not None and previous.groups not in ("", fingerprint(groups)):
+            message = "previous_response_id was answered for other groups: send the whole conversation anew"
+            raise NotFoundError(message, param="previous_response_id", code="previous_response_not_found")
         release = route.release
         hashed = self.signer.hash_unit(unit.name)
         identity = InteractionId(

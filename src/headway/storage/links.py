@@ -19,6 +19,7 @@ class ResponseLink(msgspec.Struct, frozen=True):
         deployment: Name of the deployment that holds it.
         conversation: The conversation that goes on.
         unit: Name of the unit that goes on.
+        groups: Fingerprint of the groups whose passages it may hold; only who is in these goes on from it.
     """
 
     id: bytes
@@ -26,13 +27,14 @@ class ResponseLink(msgspec.Struct, frozen=True):
     deployment: str
     conversation: str
     unit: str
+    groups: str = ""
 
 
 async def save_link(connection: Connection, link: ResponseLink) -> None:
     """Keep a link; keeping it twice is harmless."""
     await connection.execute(
-        "INSERT INTO response_link (id, at, provider_id, deployment, conversation, unit_name)"
-        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        "INSERT INTO response_link (id, at, provider_id, deployment, conversation, unit_name, groups)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
         (
             UUID(bytes=link.id),
             utc(int.from_bytes(link.id[:6], "big")),
@@ -40,6 +42,7 @@ async def save_link(connection: Connection, link: ResponseLink) -> None:
             link.deployment,
             link.conversation,
             link.unit,
+            link.groups,
         ),
     )
 
@@ -47,7 +50,7 @@ async def save_link(connection: Connection, link: ResponseLink) -> None:
 async def find_link(connection: Connection, interaction: bytes) -> ResponseLink | None:
     """Find the link of an interaction (its 16 bytes of UUID); None when there is none."""
     cursor = await connection.execute(
-        "SELECT provider_id, deployment, conversation, unit_name FROM response_link WHERE id = %s",
+        "SELECT provider_id, deployment, conversation, unit_name, groups FROM response_link WHERE id = %s",
         (UUID(bytes=interaction),),
     )
     row = await cursor.fetchone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,14 @@ class Reply:
 class WorkerStand:
     """The application `support`: release `calm` is stable, `bold` the candidate of rollout 1."""
 
-    def __init__(self, world: World, provider: ProviderSimulator, home: Path) -> None:
+    def __init__(
+        self, world: World, provider: ProviderSimulator, home: Path, *, database_url: str | None = None
+    ) -> None:
         self.world = world
         self.provider = provider
         self.home = home
-        self.service = DataPlaneService(Settings(home=home, database_url=world.database.url, workers=1), SystemClock())
+        url = database_url or world.database.url
+        self.service = DataPlaneService(Settings(home=home, database_url=url, workers=1), SystemClock())
         self._application: Application | None = None
         self.closed = False
 
@@ -70,14 +73,14 @@ class WorkerStand:
         *,
         leave_after: float | None = None,
         key: str = "developer",
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         **fields: Any,
     ) -> Reply:
         """Send one request over ASGI; ``leave_after`` so many seconds the client goes away."""
         assert self._application is not None
         loop = asyncio.get_running_loop()
-        body = {"model": "support", **fields} if path != "/v1/search" else fields
-        if not body.keys() & {"input", "messages", "query"}:
+        body = fields if path in ("/v1/search", "/v1/feedback") else {"model": "support", **fields}
+        if "model" in body and not body.keys() & {"input", "messages"}:
             body["messages"] = [{"role": "user", "content": "hi"}]
         coming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
         reply = Reply()
@@ -98,7 +101,10 @@ class WorkerStand:
                 reply.body += message["body"]
 
         sent = [*self.world.headers(key).items()]
-        sent += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        sent += [
+            (name.encode(), value.encode())
+            for name, value in (headers.items() if isinstance(headers, Mapping) else headers)
+        ]
         scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": sent}
         await self._application(scope, receive, send)
         if "x-headway-interaction" in reply.headers:
