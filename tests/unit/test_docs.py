@@ -6,11 +6,13 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import typer.main
 from prometheus_client import CollectorRegistry, generate_latest
+from typer.core import TyperGroup
 
 from headway.api.metrics import render_metrics
 from headway.cli import app
@@ -52,15 +54,17 @@ def headway_commands(text: str) -> Iterator[list[str]]:
 
 def complaint(words: list[str]) -> str | None:
     """Why these words are no command of Headway; None if they are."""
-    command: click.Command = typer.main.get_command(app)  # type: ignore[assignment]  # typer's own click
+    command: Any = typer.main.get_command(app)
+    context: Any = click.Context(command)
     trail = "headway"
-    while words and hasattr(command, "commands"):
+    while words and isinstance(command, TyperGroup):
         if words[0].startswith("-"):
             break
         name = words.pop(0)
-        if name not in command.commands:
+        found: Any = command.get_command(context, name)
+        if found is None:
             return f"{trail} has no command {name}"
-        command, trail = command.commands[name], f"{trail} {name}"
+        command, trail = found, f"{trail} {name}"
     if command.context_settings.get("ignore_unknown_options"):
         return None
     known = {

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import msgspec
-from scipy.special import ndtri
 
 from headway.domain.display import format_count, format_seconds, format_share, scale_of
 from headway.domain.metric import find_metric
@@ -426,7 +426,7 @@ def _detectable(rule: MetricRule, course: _Course, leg: _Leg) -> float | None:
     given_up = course.policy.max_duration_seconds / 3600
     end = min(given_up if leg.end is None else leg.end, max(given_up, leg.start))
     threshold = math.log(1 / (course.policy.alpha * rule.weight))
-    deviations = float(ndtri(DETECTED))
+    deviations = NormalDist().inv_cdf(DETECTED)
 
     def is_caught(loss: float) -> bool:
         harm = prospects.harm(loss)

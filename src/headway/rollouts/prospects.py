@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri
 
 from headway.domain.blocks import LEAST_CANDIDATE
 from headway.domain.metric import Metric
@@ -27,6 +27,8 @@ from headway.storage.baselines import Traffic
 
 Array = npt.NDArray[np.float64]
 
+_NORMAL = NormalDist()
+_NORMAL = NormalDist()
 _USUAL_SPREAD = 0.6  # of log latency, where a baseline tells one quantile only
 _HIGHEST_FLOOR = 0.5
 _YES_OR_NO = np.array([[1.0, 0.0], [1.0, 1.0]])  # an observation without the event, and one with it
@@ -344,14 +346,14 @@ class Latencies:
         middle, high = (terms.baseline.metrics.get(f"{metric.value}_p{percent}") for percent in (50, 95))
         spread = _USUAL_SPREAD
         if middle is not None and high is not None and high.level > middle.level:
-            spread = math.log(high.level / middle.level) / float(ndtri(0.95))
+            spread = math.log(high.level / middle.level) / _NORMAL.inv_cdf(0.95)
         tests = {test.name: GAMMA ** (test.candidate_bin - test.stable_bin) for test in terms.recording.slow}
         return cls(metric.name, 1 - metric.quantile, spread, tests)
 
     def slow(self, test: str, loss: float) -> float:
         """Give how many calls of a candidate that takes 1 + loss times as long count as slow in a test."""
         threshold = self.thresholds[slow_test_name(self.metric, test)]
-        return float(ndtr(ndtri(self.rate) - math.log(threshold / (1 + loss)) / self.spread))
+        return _NORMAL.cdf(_NORMAL.inv_cdf(self.rate) - math.log(threshold / (1 + loss)) / self.spread)
 
 
 def _categories(metric: Metric, mean: float, variance: float) -> Array:

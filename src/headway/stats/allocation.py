@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln
 
 from headway.stats.counts import FloatArray, check_counts, check_positive
 
@@ -82,5 +81,7 @@ def _stirling_remainder(z: FloatArray | np.float64) -> FloatArray:
     series = (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))) / z
     if (z > 12).all():
         return np.asarray(series)
+    from scipy.special import gammaln  # noqa: PLC0415 - slow to load; gateways and commands never need it
+
     direct = gammaln(z) - ((z - 0.5) * np.log(z) - z + math.log(2 * math.pi) / 2)
     return np.where(z > 12, series, direct)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import erfcx, log_ndtr
 
 from headway.stats.counts import FloatArray, check_alpha, check_positive
 from headway.stats.roots import find_root
@@ -64,6 +63,8 @@ def normal_mixture_log_e(
     z = rho * u / np.sqrt(1 + spread)
     exponent = z * z / 2
     if not two_sided:
+        from scipy.special import erfcx, log_ndtr  # noqa: PLC0415 - slow to load; gateways and commands never need it
+
         # z^2/2 + log(2 Phi(z)); for z < 0 the two terms cancel, and the scaled erfc says what is left.
         left = np.log(erfcx(np.maximum(-z, 0) / math.sqrt(2)))
         exponent = np.where(z < 0, left, exponent + math.log(2) + log_ndtr(np.maximum(z, 0)))
