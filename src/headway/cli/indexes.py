@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from headway.cli.comparison import compare
 from headway.cli.searching import search
 from headway.cli.terminal import JsonOption, author, cell, console, emit, emit_json, emit_record, notes, run_async
 from headway.clock import SystemClock
@@ -30,6 +31,7 @@ from headway.storage.versions import DocumentChange, Version
 
 app = typer.Typer(help="Build, compare, search and drop versions of search indexes.", no_args_is_help=True)
 app.command()(search)
+app.command()(compare)
 
 _SHOWN_SKIPPED = 20
 _SIGNS = {"added": ("+", "green"), "changed": ("~", "yellow"), "removed": ("-", "red")}

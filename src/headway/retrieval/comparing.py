@@ -241,7 +241,8 @@ async def compare_versions(
     async with database.connection() as connection:
         states = await differences.read_states(connection, trial.before, trial.after, counterparts, lost.keys() | named)
     losses = _tell_losses(pairs, lost, states or {})
-    return _conclude(trial, pairs, losses, () if states is None else sorted(named - states.keys()))
+    unknown = () if states is None else sorted(named - states.keys())
+    return await asyncio.to_thread(_conclude, trial, pairs, losses, unknown)  # it takes seconds of arithmetic
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""What an application was asked: the queries that its recorded requests would search for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import LiteralString, cast
+
+from psycopg.errors import QueryCanceled
+
+from headway.domain.interaction import Operation
+from headway.errors import InvalidRequestError, LimitError
+from headway.gateway.grounding import make_query
+from headway.gateway.parsing import parse_request
+from headway.ids import Kind
+from headway.storage.applications import Application
+from headway.storage.database import Connection
+
+_READ_FOR_EACH = 20  # interactions that are looked at for each query that is wanted, at most
+_BATCH = 100  # requests in memory; one may be large
+_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries out of recorded interactions.
+
+    Attributes:
+        queries: Each once, the latest first.
+        interactions: How many were looked at, the latest ones.
+        without_content: Of them, those whose content is not stored: the application records metadata only, or did then.
+        without_query: Of them, those that ask for nothing in words, or were too large to be stored.
+        repeated: Of them, those that ask for the same as a later one.
+    """
+
+    queries: tuple[str, ...]
+    interactions: int
+    without_content: int
+    without_query: int
+    repeated: int
+
+
+async def read_asked(
+    connection: Connection, application: Application, limit: int, turns: int = 1, *, seconds: float = _SECONDS
+) -> Asked:
+    """Read what an application was asked last, as its gateway would search for it.
+
+    Args:
+        connection: To read on, in a transaction of its own.
+        application: Of its callers, whichever release answered; mirrored requests are the same once more.
+        limit: How many different queries are wanted.
+        turns: How many of the latest user messages make a query.
+        seconds: How long it may take.
+
+    Raises:
+        LimitError: It took too long.
+    """
+    queries: dict[str, None] = {}
+    looked_at = without_content = without_query = 0
+    try:
+        await connection.execute("SELECT set_config('statement_timeout', %s, true)", (f"{round(seconds * 1000)}ms",))
+        async with connection.cursor(name="asked") as cursor:
+            cursor.itersize = _BATCH
+            values = {"application": application.number, "shadow": Kind.SHADOW, "most": limit * _READ_FOR_EACH}
+            await cursor.execute(_REQUESTS, values)
+            async for operation, request in cursor:
+                looked_at += 1
+                if request is None:
+                    without_content += 1
+                    continue
+                query = _read_query(operation, request, turns)
+                if not query:
+                    without_query += 1
+                    continue
+                queries[query] = None
+                if len(queries) == limit:
+                    break
+    except QueryCanceled as error:
+        raise LimitError(
+            f"what {application.name} was asked cannot be read in {seconds:g} s: ask for fewer queries", param="limit"
+        ) from error
+    repeated = looked_at - without_content - without_query - len(queries)
+    return Asked(tuple(queries), looked_at, without_content, without_query, repeated)
+
+
+def _read_query(operation: str, request: str, turns: int) -> str:
+    """Make the query of a request as the gateway does; empty where it has none."""
+    try:
+        parsed = parse_request(cast(Operation, operation), request.encode("utf-8", "replace"), "recorded")
+        return make_query(parsed.user_texts(), turns)
+    except InvalidRequestError:
+        return ""
+
+
+# For each release by itself: there is an index for that.
+_REQUESTS: LiteralString = """
+    SELECT operation, request FROM (
+        SELECT i.at, i.id, i.operation, i.request FROM release r CROSS JOIN LATERAL (
+            SELECT at, id, operation, request FROM interaction
+            WHERE application = %(application)s AND release = r.id AND kind <> %(shadow)s
+              AND operation IN ('chat', 'responses')
+            ORDER BY at DESC LIMIT %(most)s
+        ) i WHERE r.application_id = %(application)s
+    ) latest ORDER BY at DESC, id DESC LIMIT %(most)s
+"""
