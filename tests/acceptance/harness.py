@@ -28,11 +28,11 @@ from headway.storage.layout import Layout, read_pid_file
 T = TypeVar("T")
 
 _COMMAND = Path(sys.executable).with_name("headway")
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 _STOP_SECONDS = 45.0
 
 
-def wait_for(what: str, probe: Callable[[], T], seconds: float = 10.0) -> T:
+def wait_for(what: str, probe: Callable[[], T], seconds: float = 30.0) -> T:
     """Poll until the probe gives something true, and give it; fail when it does not come."""
     deadline = time.monotonic() + seconds
     while True:
