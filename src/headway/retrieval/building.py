@@ -8,6 +8,7 @@ module writes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,6 +17,7 @@ from dataclasses import replace as replace_fields
 from datetime import datetime
 
 import msgspec
+import psycopg
 from msgspec.structs import replace
 
 from headway.clock import Clock
@@ -135,8 +137,13 @@ async def _finish(tools: Tools, build: Build, holder: Connection, tell: Tell) ->
     """Build, and write down why if it fails."""
     try:
         return await _Builder(tools, build, holder, tell).run()
-    except (StorageError, ConflictError):  # nothing can be written, or there is nothing to write
+    except ConflictError:  # there is nothing to write
         raise
+    except (StorageError, psycopg.OperationalError, psycopg.InterfaceError) as error:
+        with contextlib.suppress(StorageError):  # where it is not the database that is away: its disk is full
+            async with tools.database.connection() as connection:
+                await builds.note_problem(connection, build.version, " ".join(str(error).split()))
+        raise  # out of the connection that holds the build, as a StorageError
     except HeadwayError as error:
         async with tools.database.connection() as connection:
             reached = await builds.find(connection, build.version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 
 from headway.errors import ConflictError, HeadwayError, StorageError
+from headway.retrieval import azure_index
 from headway.retrieval.building import Tools, is_passing, resume
 from headway.storage import builds, versions
 from headway.storage.builds import Build
@@ -69,10 +70,10 @@ class BuildWorker:
             _log.info("index_published", index=built.label, documents=built.progress.loaded)
         except ConflictError as error:  # it is another's, or was cancelled
             _log.debug("build_left", index=build.label, detail=error.message)
-        except StorageError:
-            raise
         except HeadwayError as error:
             self._postpone(build, error)
+            if isinstance(error, StorageError):
+                raise
         except Exception:  # noqa: BLE001 - the others can be built all the same
             _log.exception("build_failed", index=build.label)
 
@@ -88,3 +89,5 @@ class BuildWorker:
     async def _clear(self) -> None:
         async with self._tools.database.connection() as connection:
             await versions.sweep(connection)
+        if self._tools.services is not None:
+            await azure_index.sweep(self._tools.services, self._tools.database)

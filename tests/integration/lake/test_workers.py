@@ -104,6 +104,17 @@ async def test_a_document_over_which_the_process_dies_is_reported() -> None:
         )
 
 
+@pytest.mark.fault
+async def test_a_document_is_tried_again_when_somebody_kills_the_process_over_it() -> None:
+    async with Parsers(1, Limits(cpu_seconds=1.5)) as parsers:
+        parsing = asyncio.create_task(refusal(parsers, "slow.md", SLOW))
+        while not workers() or workers()[0].cpu_times().user < 0.6:  # it has started and is at work
+            assert not parsing.done()
+            await asyncio.sleep(0.01)
+        workers()[0].kill()
+        assert await parsing == ("document_too_large", "takes more than 1.5 s of computing time")
+
+
 async def test_a_cancelled_document_leaves_no_half_request(parsers: Parsers) -> None:
     parsing = [asyncio.create_task(parsers.parse("a.md", SLOW)) for _ in range(4)]
     while len(workers()) < 2:

@@ -24,14 +24,20 @@ _SLICE_BYTES = 1 << 20
 
 
 class _EndedError(UnreadableDocumentError):
-    """A document ended its worker, or filled it."""
+    """A document ended its worker, or filled it.
+
+    Attributes:
+        killed: The worker was killed, which no document does by itself.
+    """
+
+    killed = False
 
 
 class Parsers:
     """A few processes that parse; an asynchronous context manager.
 
-    A process that a document ended or filled is replaced. If it had parsed others before, the document is tried once
-    more in a fresh one: what becomes of a document does not depend on those before it.
+    A process that a document ended or filled is replaced. If it had parsed others before, or was killed, the document
+    is tried once more in a fresh one: what becomes of a document does not depend on those before it.
 
     Args:
         workers: Number of processes; each starts when it is first needed.
@@ -68,15 +74,15 @@ class Parsers:
         finally:
             self._idle.put_nowait(worker)
 
-    async def _parse(self, worker: _Worker, path: str, body: bytes) -> Parsed:
+    async def _parse(self, worker: _Worker, path: str, body: bytes, *, again: bool = True) -> Parsed:
         fresh = worker.parsed == 0
         try:
             return await worker.parse(path, body)
-        except _EndedError:
+        except _EndedError as error:
             await worker.stop()
-            if fresh:
+            if not again or (fresh and not error.killed):
                 raise
-        return await self._parse(worker, path, body)
+        return await self._parse(worker, path, body, again=False)
 
 
 class _Worker:
@@ -133,7 +139,9 @@ class _Worker:
             message = f"takes more than {self._limits.cpu_seconds:g} s of computing time"
             return _EndedError(message, code="document_too_large")
         ended = signal.Signals(-status).name if status < 0 else f"status {status}"
-        return _EndedError(f"ends the parser ({ended}): it is damaged, or needs too much memory")
+        error = _EndedError(f"ends the parser ({ended}): it is damaged, or needs too much memory")
+        error.killed = status == -signal.SIGKILL
+        return error
 
 
 async def _ask(process: asyncio.subprocess.Process, *contents: bytes) -> Reply | None:
