@@ -15,6 +15,7 @@ from headway.domain import assessment, recording, rollout
 from headway.domain.difference import Part
 from headway.domain.rollout import Command, Outcome, Phase
 from headway.rollouts import forecasting
+from headway.storage.losses import LossState
 
 Status = Annotated[rollout.Status, Mirrored()]
 Terms = Annotated[recording.Terms, Mirrored()]
@@ -25,6 +26,8 @@ RolloutState = Literal[
 ]
 _SERIES = 500
 _LONGEST_SERIES = 2000
+_LOST = 100
+_MOST_LOST = 1000
 _REASON = r"^[^\x00]*$"
 _NEEDED_REASON = r"^[^\x00]*[^\x00\s][^\x00]*$"
 
@@ -78,6 +81,40 @@ class FigureSeries(Resource):
 
     object: Literal["list"] = "list"
     items: list[Figures]
+
+
+class LostDocument(Resource):
+    """A document that answers came from."""
+
+    path: str = Field(description="Its path in the stable release's index version.")
+    title: str = Field(description="Its title there.")
+    state: LossState = Field(
+        description="`removed`: the candidate's version has neither its path nor its content. `changed`: it has other"
+        " content there, or shows it to other groups."
+    )
+    interactions: int = Field(description="How many interactions had a passage of it.")
+
+
+class Losses(Resource):
+    """What the stable release's answers came from, and the candidate's index version has no longer or not as it was."""
+
+    before: str = Field(description="The stable release's index version.")
+    after: str = Field(description="The candidate's.")
+    interactions: int = Field(description="How many were looked at: the latest that had passages of `before`.")
+    affected: int = Field(description="How many of these had a passage of a document that was removed.")
+    removed: int = Field(description="How many such documents there are.")
+    changed: int = Field(description="How many documents have changed, of those that answers came from.")
+    documents: list[LostDocument] = Field(description="Those with the most interactions; removed ones first.")
+
+
+class LossesAnswer(Resource):
+    """Documents that are lost with a candidate."""
+
+    rollout: int = Field(description="Number of the rollout.")
+    losses: Losses | None = Field(
+        description="Null where nothing can be said: the releases do not differ in their index version, one of the"
+        " versions was dropped, or it took too long."
+    )
 
 
 class RolloutDetail(Rollout):
@@ -195,6 +232,14 @@ class RolloutQuery(PageQuery):
     application: Word = None
     state: RolloutState | None = None
     active: bool | None = None
+
+
+class LossesQuery(BaseModel):
+    """How many lost documents to name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=_LOST, ge=1, le=_MOST_LOST, description="At most.")
 
 
 class SeriesQuery(BaseModel):

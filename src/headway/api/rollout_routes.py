@@ -14,6 +14,8 @@ from headway.api.rollout_resources import (
     CommandWish,
     Decision,
     FigureSeries,
+    LossesAnswer,
+    LossesQuery,
     ReasonedWish,
     ReplayAnswer,
     Rollout,
@@ -33,6 +35,7 @@ from headway.rollouts.operations import take
 from headway.rollouts.replaying import replay
 from headway.rollouts.starting import start
 from headway.storage import records, rollouts
+from headway.storage.losses import find_losses
 from headway.storage.paging import Condition, read_page
 
 router = APIRouter()
@@ -86,6 +89,17 @@ async def list_figures(services: Services, _: Viewer, number: Number, wanted: An
         await rollouts.find_rollout(connection, number)
         items = await rollouts.list_figures(connection, number, since=wanted.since, limit=wanted.limit)
     return {"items": plain(items)}
+
+
+@router.get("/rollouts/{number}/lost-documents", response_model=LossesAnswer, responses=problems(404))
+async def list_lost_documents(
+    services: Services, _: Viewer, number: Number, wanted: Annotated[LossesQuery, Query()]
+) -> Any:
+    """List the documents that answers of the stable release came from and that the candidate's index version lacks."""
+    async with services.database.connection() as connection:
+        await rollouts.find_rollout(connection, number)
+        losses = await find_losses(connection, number, limit=wanted.limit)
+    return {"rollout": number, "losses": plain(losses)}
 
 
 @router.post("/rollouts/{number}/pause", response_model=CommandAnswer, responses=problems(404, 409))

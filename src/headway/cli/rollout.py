@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from headway.cli.rollout_screen import Reading, Screen
-from headway.cli.rollout_terms import draw_terms
+from headway.cli.rollout_terms import draw_losses, draw_terms
 from headway.cli.terminal import JsonOption, author, console, emit, emit_json, notes, run_async
 from headway.cli.watch import Reader, find, watch
 from headway.clock import SystemClock
@@ -24,6 +24,7 @@ from headway.rollouts.replaying import Replay, replay
 from headway.rollouts.starting import Started, start
 from headway.runtime import open_database
 from headway.storage import rollouts
+from headway.storage.losses import find_losses
 from headway.storage.rollouts import Rollout
 
 app = typer.Typer(help="List, watch and lead rollouts.", no_args_is_help=True)
@@ -82,10 +83,14 @@ def show(rollout: RolloutArgument, json: JsonOption = False) -> None:
                 "stages": reading.stages,
                 "decisions": reading.decisions,
                 "figures": reading.figure,
+                "losses": reading.losses,
             }
         )
         return
     console.print(Screen(reading, whole=True))
+    if reading.losses is not None:
+        for part in draw_losses(reading.losses, reading.rollout.stable):
+            console.print(part)
     for part in draw_terms(reading):
         console.print(part)
 
@@ -253,7 +258,10 @@ async def _list(application: str | None, active: bool) -> list[Rollout]:
 
 async def _show(name: str) -> Reading:
     async with open_database(load_settings()) as database, database.connection() as connection:
-        return await Reader(name, SystemClock(), _SHOWN_DECISIONS).read(connection)
+        reading = await Reader(name, SystemClock(), _SHOWN_DECISIONS).read(connection)
+        if reading.losses is not None or "index" not in reading.rollout.difference.parts:
+            return reading
+        return replace(reading, losses=await find_losses(connection, reading.rollout.number))
 
 
 async def _watch(name: str, follow: bool) -> None:

@@ -32,6 +32,7 @@ from headway.domain.display import (
 from headway.domain.outlook import Outlook, look_ahead
 from headway.domain.recording import Terms
 from headway.domain.rollout import SAMPLE_RATIO_ALARM, Status
+from headway.storage.losses import Losses, describe_losses
 from headway.storage.rollouts import Figure, Rollout, RolloutDecision, Stage
 
 STABLE, CANDIDATE = "cyan", "magenta"
@@ -84,6 +85,7 @@ class Reading:
         figure: Its newest figures; None before the first.
         pace: Interactions of both arms per second; None if unknown.
         now_ms: When it was read, Unix milliseconds.
+        losses: Documents that are lost with the candidate's index version, if that was looked for.
     """
 
     rollout: Rollout
@@ -92,6 +94,7 @@ class Reading:
     figure: Figure | None
     pace: float | None
     now_ms: int
+    losses: Losses | None = None
 
     @property
     def assessment(self) -> Assessment:
@@ -176,7 +179,7 @@ def list_events(reading: Reading) -> list[Event]:
     """List what happened, newest first: decisions, or the shares that an operator has set."""
     if reading.rollout.terms is None:
         return [_set_share(stage) for stage in reversed(reading.stages)]
-    return [_decided(decision) for decision in reading.decisions]
+    return [_decided(decision, reading.losses) for decision in reading.decisions]
 
 
 def _set_share(stage: Stage) -> Event:
@@ -184,8 +187,10 @@ def _set_share(stage: Stage) -> Event:
     return Event(stage.stage, stage.since, Text(f"to {format_share(stage.share)}", "cyan"), why)
 
 
-def _decided(decision: RolloutDecision) -> Event:
+def _decided(decision: RolloutDecision, losses: Losses | None) -> Event:
     why = Text(cell(decision.message), "dim" if decision.outcome == "hold" else "")
+    if losses is not None and decision.outcome == "roll_back" and (lost := describe_losses(losses)):
+        why.append(f"; {cell(lost)}")
     if decision.command is not None:
         why = Text.assemble((f"{cell(decision.author)}: ", "bold"), why)
     what = Text(describe_outcome(decision.outcome), _OUTCOME_COLOURS.get(decision.outcome, ""))

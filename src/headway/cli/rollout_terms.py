@@ -16,6 +16,7 @@ from headway.domain.display import describe_evidence, format_rate, format_second
 from headway.domain.policy import Policy
 from headway.domain.recording import Terms
 from headway.domain.rollout import SAMPLE_RATIO_ALARM
+from headway.storage.losses import Losses, describe_share_lost
 from headway.storage.rollouts import Stage
 
 _INCONCLUSIVE: Mapping[str, str] = MappingProxyType({"roll_back": "back to stable", "keep": "a person decides"})
@@ -47,6 +48,25 @@ def draw_terms(reading: Reading) -> Iterator[RenderableType]:
     if reading.stages:
         yield Text("\nStages", "bold")
         yield _stages(reading.stages)
+
+
+def draw_losses(losses: Losses, stable: str) -> Iterator[RenderableType]:
+    """Draw which documents, lost with the candidate's index version, answers of the stable release came from."""
+    yield Text(f"\nLost with {cell(losses.after)}", "bold")
+    yield Text(describe_share_lost(losses, stable), "dim")
+    if not losses.documents:
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("document", overflow="fold")
+    table.add_column("title", overflow="fold")
+    table.add_column("is now")
+    table.add_column("answers", justify="right")
+    for each in losses.documents:
+        table.add_row(cell(each.path), cell(each.title), each.state, f"{each.interactions:,}")
+    yield table
+    more = losses.removed + losses.changed - len(losses.documents)
+    if more > 0:
+        yield Text(f"and {more:,} more", "dim")
 
 
 def _rules(terms: Terms) -> Table:

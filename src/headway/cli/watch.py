@@ -20,6 +20,7 @@ from headway.errors import NotFoundError, StorageError
 from headway.storage import rollouts
 from headway.storage.applications import find_application
 from headway.storage.database import Connection, Database
+from headway.storage.losses import Losses, find_losses
 from headway.storage.rollouts import Rollout
 
 _POLL_SECONDS = 1.0
@@ -64,6 +65,7 @@ class Reader:
     decisions: int = _DECISIONS
     _seen: deque[tuple[int, Assessment]] = field(default_factory=deque)
     _number: int = 0
+    _losses: dict[int, Losses | None] = field(default_factory=dict)
 
     async def read(self, connection: Connection) -> Reading:
         """Read it as it is now.
@@ -89,7 +91,16 @@ class Reader:
             figure,
             pace(tuple(self._seen)),
             self.clock.unix_ms(),
+            await self._read_losses(connection, rollout),
         )
+
+    async def _read_losses(self, connection: Connection, rollout: Rollout) -> Losses | None:
+        """Look once, and not before it is over: a watched rollout is read every second."""
+        if "index" not in rollout.difference.parts or rollout.state != "rolled_back":
+            return None
+        if rollout.number not in self._losses:
+            self._losses = {rollout.number: await find_losses(connection, rollout.number)}
+        return self._losses[rollout.number]
 
     def _keep(self, seconds: float, assessment: Assessment) -> None:
         at_ms = int(seconds * 1000)

@@ -24,6 +24,7 @@ from headway.rollouts import manual
 from headway.rollouts.operations import take
 from headway.storage import records
 from headway.storage.database import Connection
+from headway.storage.losses import describe_losses, describe_share_lost, find_losses
 from headway.storage.mirrors import Pair, list_pairs
 from headway.storage.paging import read_page
 from headway.storage.rollouts import Rollout, find_rollout, list_decisions, list_figures, list_stages
@@ -34,6 +35,7 @@ _CURVE_POINTS = 400
 _PACE = timedelta(minutes=10)
 _PACE_POINTS = 20
 _PAIRS = 20
+_LOST = 20
 _FIRST_PAIRS = 3
 _LONGEST_REASON = 500
 
@@ -54,6 +56,9 @@ async def show_rollout(request: Request, visitor: Visitor) -> Response:
             figures = (await list_figures(connection, rollout.number, limit=1))[-1:]
         difference = None if live else await _compare(connection, rollout)
         pairs = [] if live else await list_pairs(connection, rollout.number, limit=_FIRST_PAIRS)
+        # Not while it moves: what is live is asked for every other second.
+        looks = "index" in rollout.difference.parts and (not live or rollout.state == "rolled_back")
+        losses = await find_losses(connection, rollout.number, limit=_LOST) if looks else None
     view = describe_rollout(rollout, decisions, figures, now_ms)
     return renderer.page(
         "rollout_live.html" if live else "rollout.html",
@@ -66,6 +71,9 @@ async def show_rollout(request: Request, visitor: Visitor) -> Response:
         older=decisions[_DECISIONS - 1].number if len(decisions) > _DECISIONS else None,
         cause=explain_difference(rollout.difference),
         difference=difference,
+        losses=losses,
+        lost="" if losses is None else describe_losses(losses),
+        lost_share="" if losses is None else describe_share_lost(losses, rollout.stable),
         pairs=[_words(pair) for pair in pairs],
         now_ms=now_ms,
     )

@@ -11,8 +11,10 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -25,10 +27,13 @@ from headway.providers.webhooks import WebhookClient, WebhookError
 from headway.storage import audit, outbox
 from headway.storage.database import Connection, Database
 from headway.storage.decisions import CONTROLLER
+from headway.storage.losses import describe_losses, find_losses
 from headway.storage.outbox import Delivery
 
 _log = structlog.get_logger("headway.rollouts.webhooks")
 
+_ROLLED_BACK = "rollout.rolled_back"
+_NAMED = 5  # lost documents
 _POLL_SECONDS = 1.0
 _AT_ONCE = 100
 _LEASE_SECONDS = 60.0  # longer than any call: who dies in one leaves the message to others
@@ -100,6 +105,8 @@ class Courier(Collector):
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:
+            if delivery.event == _ROLLED_BACK:
+                delivery = await self._name_losses(delivery)
             problem = await self._attempt(delivery)
             async with self._database.connection() as connection:
                 await self._settle(connection, delivery, problem)
@@ -107,6 +114,24 @@ class Courier(Collector):
             _log.info("webhooks_wait", detail=error.message)  # its fate could not be written down: it comes again
         finally:
             self._under_way -= 1
+
+    async def _name_losses(self, delivery: Delivery) -> Delivery:
+        """Say in a message of a rollback which documents the candidate's index version has lost.
+
+        This takes a moment, which a decision must not: so it is done here, before the first attempt.
+        """
+        message = msgspec.json.decode(delivery.body)
+        data = message["data"]
+        if "index" not in data.get("differs", ()) or "lost_documents" in data:
+            return delivery
+        async with self._database.connection() as connection:
+            losses = await find_losses(connection, data["rollout"], limit=_NAMED)
+            data["lost_documents"] = [] if losses is None else [asdict(each) for each in losses.documents]
+            told = "" if losses is None else describe_losses(losses)
+            data["message"] = f"{data['message']}; {told}" if told else data["message"]
+            body = msgspec.json.encode(message).decode()
+            await outbox.complete(connection, delivery, body)
+        return replace(delivery, body=body)
 
     async def _attempt(self, delivery: Delivery) -> str | None:
         """Deliver a message.

@@ -62,6 +62,33 @@ class Losses:
     documents: tuple[LostDocument, ...]
 
 
+def describe_losses(losses: Losses, most: int = 3) -> str:
+    """Name the documents in which the most answers had their source; empty where no document was lost."""
+    if not losses.documents:
+        return ""
+    named = [f"{each.path} ({each.interactions:,})" for each in losses.documents[:most]]
+    more = losses.removed + losses.changed - len(named)
+    rest = f" and {more:,} more" if more > 0 else ""
+    how = "lacks or has changed" if losses.removed and losses.changed else "lacks" if losses.removed else "has changed"
+    return f"answers came from documents that {losses.after} {how}: {', '.join(named)}{rest}"
+
+
+def describe_share_lost(losses: Losses, release: str) -> str:
+    """Say how many of a release's answers were given a document that is gone."""
+    if not losses.interactions:
+        return f"no answer of {release} from {losses.before} is recorded"
+    looked_at = f"the latest {losses.interactions:,} answers of {release}"
+    if not losses.documents:
+        return f"every document that {looked_at} came from is in {losses.after} as it was"
+    texts = []
+    if losses.removed:
+        texts.append(f"{losses.affected:,} of {looked_at} had passages of documents that {losses.after} lacks")
+    if losses.changed:
+        documents = "1 document" if losses.changed == 1 else f"{losses.changed:,} documents"
+        texts.append(f"{documents} that {looked_at} came from {'has' if losses.changed == 1 else 'have'} changed")
+    return "; ".join(texts)
+
+
 async def find_losses(
     connection: Connection,
     rollout: int,

@@ -87,6 +87,11 @@ async def claim(connection: Connection, now_ms: int, *, lease_seconds: float, li
         return await cursor.fetchall()
 
 
+async def complete(connection: Connection, delivery: Delivery, body: str) -> None:
+    """Say more in a message, at its later attempts too."""
+    await connection.execute("UPDATE webhook_delivery SET body = %s WHERE id = %s", (body, delivery.id))
+
+
 async def settle(connection: Connection, delivery: Delivery, now_ms: int) -> None:
     """Note that a message was delivered."""
     await connection.execute(

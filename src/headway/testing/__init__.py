@@ -24,12 +24,13 @@ from headway.testing.draft import read_quality
 from headway.testing.ledger import Counts, Outcome, Received
 from headway.testing.process import ProviderProcess
 from headway.testing.server import ProviderSimulator, refusing_port
-from headway.testing.tally import Answer, Quantiles, ReleaseTally, SentRating, TrafficSummary
+from headway.testing.tally import Answer, Citation, Quantiles, ReleaseTally, SentRating, TrafficSummary
 from headway.testing.traffic import Traffic, Truth, run_traffic
 
 __all__ = [
     "Answer",
     "Behaviour",
+    "Citation",
     "Counts",
     "ErrorReply",
     "Fault",

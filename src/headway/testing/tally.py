@@ -6,7 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Answer", "Quantiles", "ReleaseTally", "SentRating", "Tally", "TrafficSummary"]
+__all__ = ["Answer", "Citation", "Quantiles", "ReleaseTally", "SentRating", "Tally", "TrafficSummary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A passage that an answer was given: its document, the index version that it is from, and its text."""
+
+    document: str
+    index: str
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +33,7 @@ class Answer:
         streamed: It came as an event stream.
         latency_ms: From sending the request to the end of the answer.
         first_token_ms: From sending the request to the first text; ``None`` without a stream.
+        citations: What it was given to go by, in order; empty where it has none.
     """
 
     interaction_id: str
@@ -36,6 +46,7 @@ class Answer:
     streamed: bool
     latency_ms: float
     first_token_ms: float | None
+    citations: tuple[Citation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
@@ -20,7 +20,7 @@ import msgspec
 from headway.clock import Clock, SystemClock, elapsed_ms
 from headway.testing.behaviour import Lognormal
 from headway.testing.draft import read_quality
-from headway.testing.tally import Answer, SentRating, Tally, TrafficSummary
+from headway.testing.tally import Answer, Citation, SentRating, Tally, TrafficSummary
 
 __all__ = ["QUESTIONS", "Traffic", "Truth", "like_by_quality", "run_traffic"]
 
@@ -286,13 +286,13 @@ class _Crowd:
         first_token: float | None = None
         async with self._post("/v1/chat/completions", self._key, body) as response:
             if turn.streamed:
-                interaction_id, text, first_token = await self._read_stream(response)
+                said, first_token = await self._read_stream(response)
             else:
-                interaction_id, text = _read_document(await response.read())
+                said = _read_document(await response.read())
         return Answer(
-            interaction_id=interaction_id,
+            interaction_id=said.interaction_id,
             release=response.headers.get("x-headway-release", ""),
-            text=text,
+            text=said.text,
             question=turn.question,
             user=visit.user,
             conversation=visit.conversation,
@@ -300,22 +300,25 @@ class _Crowd:
             streamed=turn.streamed,
             latency_ms=elapsed_ms(sent, self._clock.monotonic_seconds()),
             first_token_ms=None if first_token is None else elapsed_ms(sent, first_token),
+            citations=said.citations,
         )
 
-    async def _read_stream(self, response: aiohttp.ClientResponse) -> tuple[str, str, float | None]:
-        """Read an event stream to its end: the id, the text, and when the first of it came."""
+    async def _read_stream(self, response: aiohttp.ClientResponse) -> tuple[_Said, float | None]:
+        """Read an event stream to its end, and tell when its first text came."""
         interaction_id, texts, first = "", list[str](), None
+        citations: tuple[Citation, ...] = ()
         rest = b""
         async for piece in response.content.iter_any():
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
                 if data == b"[DONE]" and interaction_id:
-                    return interaction_id, "".join(texts), first
+                    return _Said(interaction_id, "".join(texts), citations), first
                 if not data:
                     continue
                 chunk = _read_completion(data)
                 interaction_id = interaction_id or chunk.id
+                citations = citations or _read_citations(chunk)
                 texts += [choice.text for choice in chunk.choices if choice.text]
                 if texts and first is None:
                     first = self._clock.monotonic_seconds()
@@ -376,17 +379,36 @@ class _Crowd:
             raise _FailedError("connection") from error
 
 
-def _read_document(body: bytes) -> tuple[str, str]:
-    """Return the id and the text of an answer that came whole."""
+class _Said(NamedTuple):
+    """What an answer says."""
+
+    interaction_id: str
+    text: str
+    citations: tuple[Citation, ...]
+
+
+def _read_document(body: bytes) -> _Said:
+    """Read an answer that came whole."""
     answer = _read_completion(body)
     if not answer.id or not answer.choices:
         raise _FailedError("broken")
-    return answer.id, "".join(choice.text for choice in answer.choices)
+    return _Said(answer.id, "".join(choice.text for choice in answer.choices), _read_citations(answer))
+
+
+def _read_citations(completion: _Completion) -> tuple[Citation, ...]:
+    choices = completion.choices
+    said = choices[0].message or choices[0].delta if choices else None
+    return () if said is None or said.context is None else said.context.citations
+
+
+class _Context(msgspec.Struct):
+    citations: tuple[Citation, ...] = ()
 
 
 class _Message(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
+    context: _Context | None = None
 
 
 class _Choice(msgspec.Struct):

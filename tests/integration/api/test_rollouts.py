@@ -14,7 +14,9 @@ from headway.config.spec import ApplicationSpec, ReleaseSpec, Specification
 from headway.domain.release import Bundle
 from headway.domain.rollout import commands
 from headway.rollouts.manual import set_share
+from tests.asked import ask, found_application
 from tests.integration.api.conftest import Control
+from tests.lakes import CountingEmbedder
 from tests.trial import POLICY, Trial, next_trial
 
 ADMIN = "/admin/v1"
@@ -207,3 +209,37 @@ async def test_a_rollout_is_started_under_the_applied_policy(control: Control, t
     assert answer["forecast"]["metrics"][0]["metric"] == "error_rate"
     assert answer["rollout"]["started_by"].startswith("operator (key ")
     assert (await control.follow()).number == answer["snapshot"]
+
+
+async def test_lost_documents(control: Control) -> None:
+    async with control.world.database.connection() as connection:
+        await found_application(connection, CountingEmbedder().embed)
+        cursor = await connection.execute("SELECT max(id) FROM rollout")
+        (number,) = await cursor.fetchone() or (0,)
+        await ask(connection, "train?", ["travel.md"], times=3)
+        await ask(connection, "paid?", ["pay.md"], times=5)
+    path = f"{ADMIN}/rollouts/{number}/lost-documents"
+    found = await control.get(path)
+    assert found == {
+        "rollout": number,
+        "losses": {
+            "before": "handbook@1",
+            "after": "handbook@2",
+            "interactions": 8,
+            "affected": 3,
+            "removed": 1,
+            "changed": 1,
+            "documents": [
+                {"path": "travel.md", "title": "Travel", "state": "removed", "interactions": 3},
+                {"path": "pay.md", "title": "Pay", "state": "changed", "interactions": 5},
+            ],
+        },
+    }
+    assert len((await control.get(path, params={"limit": 1}))["losses"]["documents"]) == 1
+    assert await control.get(f"{ADMIN}/rollouts/1/lost-documents") == {"rollout": 1, "losses": None}
+    assert (await control.call("GET", f"{ADMIN}/rollouts/99/lost-documents"))[0] == 404
+    listed = (await control.get(f"{ADMIN}/rollouts"))["items"]
+    assert [(each["differs"], each["stable_index"], each["candidate_index"]) for each in listed] == [
+        (["index"], "handbook@1", "handbook@2"),
+        (["prompt"], None, None),
+    ]

@@ -13,8 +13,10 @@ from headway.console.rendering import load_assets
 from headway.errors import LimitError
 from headway.rollouts.manual import set_share
 from headway.storage import records
+from tests.asked import ask, found_application
 from tests.integration.console.conftest import Console, words
 from tests.integration.console.story import add_application, add_key, make_policy, record
+from tests.lakes import CountingEmbedder
 
 EVIL = "<script>alert(1)</script>\"'&{{ 7*7 }}"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;{{ 7*7 }}"
@@ -413,3 +415,19 @@ async def test_the_applications_page_asks_again_for_itself(console: Console) -> 
     browser = await console.signed_in("viewer")
     page = await browser.get("/", live=True)
     assert 'id="live"' in page
+
+
+async def test_lost_documents_are_shown(console: Console) -> None:
+    async with console.database.connection() as connection:
+        await found_application(connection, CountingEmbedder().embed)
+        await ask(connection, "train?", ["travel.md"], times=3, ago="1 minute")
+        await connection.execute(
+            "INSERT INTO rollout_stage (rollout_id, stage, share, author, reason) VALUES (1, 1, 0.5, 'ann', 'try')"
+        )
+    browser = await console.signed_in("viewer")
+    page = await browser.get("/rollouts/1")
+    text = words(page)
+    assert "The releases differ in the index version only: handbook@1 → handbook@2." in text
+    assert "Lost with handbook@2 3 of the latest 3 answers of on-1 had passages of documents" in text
+    assert "Travel travel.md removed 3" in text
+    assert "Lost with" not in await browser.get("/rollouts/1", live=True)
