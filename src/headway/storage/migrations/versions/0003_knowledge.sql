@@ -52,9 +52,6 @@ CREATE TABLE index_word (
 
 ALTER TABLE api_key ADD COLUMN groups text[] NOT NULL DEFAULT '{}';
 
--- Whose passages a stored response may hold: headway.domain.access.fingerprint; empty for everybody.
-ALTER TABLE response_link ADD COLUMN groups text NOT NULL DEFAULT '';
-
 -- What retrieval did for an interaction.
 ALTER TABLE interaction
     ADD COLUMN retrieval_ms real,
