@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from headway.clock import Clock
 from headway.console.sessions import Session
 from headway.domain.access import has_scope
+from headway.domain.protocols import Retriever
 from headway.domain.snapshot import KeyRoute, Snapshot
 from headway.errors import HeadwayError
 from headway.storage.database import Database
@@ -23,6 +24,7 @@ class ConsoleServices:
         snapshot: Gives the snapshot in force, for API keys and signing keys; raises StorageError while there is none.
         authenticate: Finds the API key in the headers of a request, as both planes do.
         status_of: Gives the HTTP status of an error.
+        retriever: Searches index versions.
     """
 
     database: Database
@@ -30,6 +32,7 @@ class ConsoleServices:
     snapshot: Callable[[], Snapshot]
     authenticate: Callable[[Snapshot, Mapping[bytes, bytes], int], KeyRoute]
     status_of: Callable[[HeadwayError], int]
+    retriever: Retriever
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,15 @@ class Visitor:
     def is_admin(self) -> bool:
         """Whether it may change anything."""
         return has_scope(self.key, "admin")
+
+    def may_read(self, groups: Collection[str]) -> bool:
+        """Whether it may read what is for these groups: everybody may, where there are none; an admin always."""
+        return not groups or self.is_admin or not self.key_groups.isdisjoint(groups)
+
+    @property
+    def key_groups(self) -> frozenset[str]:
+        """The groups of its API key."""
+        return frozenset(self.key.groups)
 
     @property
     def signature(self) -> str:

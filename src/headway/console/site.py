@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from headway.console import overview, rollout_page, signing_in
+from headway.console import index_pages, overview, rollout_page, search_page, signing_in
 from headway.console.attempts import Attempts
 from headway.console.gate import SIGN_IN, Endpoint, doing, find_visitor, protect, viewing
 from headway.console.hour import Hours
@@ -22,7 +22,7 @@ from headway.errors import HeadwayError, StorageError
 Message = dict[str, Any]
 Application = Callable[[Message, Any, Any], Awaitable[None]]
 
-_OWN = ("/rollouts", STATIC, SIGN_IN, "/sign-out")
+_OWN = ("/rollouts", "/indexes", "/search", STATIC, SIGN_IN, "/sign-out")
 
 
 def create_console(services: ConsoleServices, otherwise: Application) -> Application:
@@ -59,6 +59,7 @@ def is_own(path: str) -> bool:
 
 def _routes() -> list[Route]:
     rollout = "/rollouts/{number:int}"
+    version = "/indexes/{name}/{number:int}"
     shown = {
         "/": viewing(overview.show_applications),
         "/rollouts": viewing(overview.show_rollouts),
@@ -66,10 +67,21 @@ def _routes() -> list[Route]:
         f"{rollout}/decisions": viewing(rollout_page.show_decisions),
         f"{rollout}/answers": viewing(rollout_page.show_answers),
         f"{rollout}/figures": viewing(rollout_page.give_figures),
+        "/indexes": viewing(index_pages.show_indexes),
+        "/indexes/{name}": viewing(index_pages.show_index),
+        version: viewing(index_pages.show_version),
+        f"{version}/documents": viewing(index_pages.show_documents),
+        f"{version}/document": viewing(index_pages.show_document),
+        f"{version}/changes": viewing(index_pages.show_changes),
+        "/search": viewing(search_page.show_search),
         SIGN_IN: signing_in.show_sign_in,
     }
     done = {
         f"{rollout}/{{command}}": doing(rollout_page.command),
+        "/indexes/{name}/build": doing(index_pages.build),
+        f"{version}/cancel": doing(index_pages.cancel),
+        f"{version}/drop": doing(index_pages.drop),
+        "/search": search_page.search,
         SIGN_IN: signing_in.sign_in,
         "/sign-out": signing_in.sign_out,
     }

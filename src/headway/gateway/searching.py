@@ -15,6 +15,8 @@ from headway.gateway.routing import find_application
 
 MOST_PASSAGES = 100
 """Passages that one search may ask for."""
+QUERY_LENGTH = f"query has 1 to {QUERY_CHARACTERS} characters"
+"""What is said of a query that has not."""
 
 
 class SearchPost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,7 +101,7 @@ def check_query(text: str) -> str:
     """
     query = make_query((text,), 1)
     if not query or len(text) > QUERY_CHARACTERS:
-        raise InvalidRequestError(f"query has 1 to {QUERY_CHARACTERS} characters", param="query")
+        raise InvalidRequestError(QUERY_LENGTH, param="query")
     return query
 
 

@@ -24,6 +24,7 @@ from headway.gateway.feed import SnapshotFeed
 from headway.providers.webhooks import WebhookClient
 from headway.rollouts.controller import Controller
 from headway.rollouts.webhooks import Courier
+from headway.runtime.indexes import open_retriever, open_tools
 from headway.runtime.worker import Application, Tasks
 from headway.storage.database import Database
 from headway.storage.retention import enforce
@@ -70,7 +71,8 @@ class ControlPlaneService:
         tasks.run("controller", controller.run)
         tasks.run("webhooks", courier.run)
         metrics = partial(_render_metrics, settings, registry)
-        console = ConsoleServices(database, clock, self._current, authenticate, status_of)
+        retriever = await stack.enter_async_context(open_retriever(database, clock))
+        console = ConsoleServices(database, clock, self._current, authenticate, status_of, retriever)
         return create_console(console, create_app(ControlServices(database, clock, self._current, metrics)))
 
     async def _build_indexes(self, database: Database, tasks: Tasks) -> None:
@@ -79,7 +81,6 @@ class ControlPlaneService:
             _log.info("builds_off", detail="building indexes needs the extra: pip install 'headway[knowledge]'")
             return
         from headway.retrieval.worker import BuildWorker  # noqa: PLC0415 - needs the extra
-        from headway.runtime.indexes import open_tools  # noqa: PLC0415 - so does this
 
         tools = await self._stack.enter_async_context(open_tools(database, self._clock))
         tasks.run("builds", BuildWorker(tools).run)

@@ -13,10 +13,11 @@ import pytest
 
 from headway.api.authentication import authenticate
 from headway.api.problems import status_of
-from headway.clock import ManualClock
+from headway.clock import ManualClock, SystemClock
 from headway.console.services import ConsoleServices
 from headway.console.site import create_console
 from headway.domain.snapshot import Snapshot
+from headway.runtime.indexes import open_retriever
 from headway.storage import routing
 from headway.storage.database import Database
 from tests.integration.console.story import Story, add_application, add_key, start_story
@@ -113,12 +114,13 @@ async def console(database: Database) -> AsyncIterator[Console]:
     }
     clock = ManualClock()
     snapshots: list[Snapshot] = []
-    services = ConsoleServices(database, clock, lambda: snapshots[-1], authenticate, status_of)
-    made = Console(database, clock, create_console(services, _elsewhere), secrets, snapshots)
-    await made.follow()
-    yield made
-    for browser in made.browsers:
-        await browser.client.aclose()
+    async with open_retriever(database, SystemClock(), seconds=60) as retriever:
+        services = ConsoleServices(database, clock, lambda: snapshots[-1], authenticate, status_of, retriever)
+        made = Console(database, clock, create_console(services, _elsewhere), secrets, snapshots)
+        await made.follow()
+        yield made
+        for browser in made.browsers:
+            await browser.client.aclose()
 
 
 def words(page: str) -> str:

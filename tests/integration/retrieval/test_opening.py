@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from importlib.machinery import ModuleSpec
 
 import pytest
@@ -57,3 +59,36 @@ async def test_without_the_extra_a_search_by_meaning_says_what_to_install_and_on
     assert isinstance(failed.value.__cause__, ConfigurationError)
     assert "headway[knowledge]" in failed.value.__cause__.message
     assert [passage.document for passage in worded.passages] == ["leave.md"]
+
+
+WITHOUT_EXTRA = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"fsspec", "lxml", "markdown_it", "pypdfium2", "wordllama"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+import headway.runtime.controlplane, headway.runtime.dataplane, headway.cli.searching
+"""
+
+
+def test_the_planes_and_the_command_are_there_without_the_extra() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_EXTRA], check=True, timeout=60)
+
+
+async def test_the_embedded_model_is_loaded_by_the_first_search_by_meaning(
+    handbook: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load = StaticEmbedder.open
+
+    async def note(embedder: StaticEmbedder) -> None:
+        loaded.append("model")
+        await load(embedder)
+
+    monkeypatch.setattr(StaticEmbedder, "open", note)
+    async with open_retriever(handbook, SystemClock(), seconds=60) as retriever:
+        await retriever.retrieve("holiday", Retrieval("handbook", 1, hybrid_weight=0), frozenset())
+        assert loaded == []
+        await retriever.retrieve("holiday", Retrieval("handbook", 1), frozenset())
+        assert loaded == ["model"]

@@ -2,6 +2,21 @@
 "use strict";
 
 (() => {
+  // --- a search that does not come back says so in its own place ---
+
+  const found = document.getElementById("found");
+  const isSearch = (event) => event.target instanceof Element && event.target.matches("form.search");
+  const apologise = (event) => {
+    if (!found || !isSearch(event)) return;
+    const said = document.createElement("p");
+    said.className = "refused";
+    said.setAttribute("role", "alert");
+    said.textContent = "Headway did not answer this search. Try it again.";
+    found.replaceChildren(said);
+  };
+  document.addEventListener("htmx:error", apologise);
+  document.addEventListener("htmx:response:error", apologise);
+
   const live = document.getElementById("live");
   if (!live) return;
 
@@ -11,7 +26,7 @@
   const offline = document.getElementById("offline");
 
   document.addEventListener("htmx:before:request", (event) => {
-    if (document.hidden || isOver()) event.preventDefault();
+    if ((document.hidden || isOver()) && !isSearch(event)) event.preventDefault();
   });
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) live.dispatchEvent(new CustomEvent("every"));
@@ -19,8 +34,8 @@
   const tell = (isAway) => {
     if (offline) offline.hidden = !isAway;
   };
-  document.addEventListener("htmx:error", () => tell(true));
-  document.addEventListener("htmx:response:error", () => tell(true));
+  document.addEventListener("htmx:error", (event) => isSearch(event) || tell(true));
+  document.addEventListener("htmx:response:error", (event) => isSearch(event) || tell(true));
   document.addEventListener("htmx:after:swap", () => {
     tell(false);
     refresh();
