@@ -15,6 +15,7 @@ from headway.domain.knowledge import Chunk, Document
 from headway.storage import partitions
 from headway.storage.database import Connection
 from headway.storage.partitions import Row
+from headway.testing.embeddings import embed_text
 
 Embed = Callable[[Sequence[str]], Awaitable[NDArray[np.float32]]]
 SPEC = VersionSpec(IndexSpec(LakeSpec("file:/docs")))
@@ -28,6 +29,15 @@ class Page(msgspec.Struct, frozen=True):
     text: str
     groups: tuple[str, ...] = ()
     tokens: int = 20
+
+
+def read_vectors(dimensions: int) -> Embed:
+    """Embed as the simulated provider does."""
+
+    async def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.array([embed_text(text, dimensions) for text in texts], np.float32)
+
+    return embed
 
 
 async def publish(

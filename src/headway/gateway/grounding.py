@@ -99,15 +99,14 @@ class Grounding:
             problem = None
         except RetrievalError as error:
             problem = interaction.retrieval_error = error.error_code
-            interaction.retrieval_ms = elapsed_ms(began, self._clock.monotonic_seconds())
             if retrieval.on_failure == "fail":
                 raise
             return Grounded("", Citations((), retrieval.label))
-        finally:
+        finally:  # also when the client has left
+            interaction.retrieval_ms = elapsed_ms(began, self._clock.monotonic_seconds())
             if span is not None:
                 span.finish(None, problem)
         chosen = choose(found.passages, retrieval.max_context_tokens)
-        interaction.retrieval_ms = elapsed_ms(began, self._clock.monotonic_seconds())
         interaction.passages = len(chosen)
         interaction.context_tokens = sum([each.tokens for each in chosen])
         interaction.retrieved = tuple([each.chunk for each in chosen])

@@ -157,6 +157,7 @@ class VersionRetriever:
         self._search = search
         self._clock = clock
         self._places = asyncio.Semaphore(places)
+        self._reading = asyncio.Lock()
         self._room = places + _WAITING
         self._seconds = seconds
         self._attempts = Attempts(clock, answer_seconds=_ANSWER_PART * seconds, abandon=True)
@@ -230,8 +231,8 @@ class VersionRetriever:
         known = self._versions.known(retrieval)
         if known is not None:
             return known
-        async with self._place():
-            known = self._versions.known(retrieval)  # by now
+        async with self._reading:  # one reads, for all who wait
+            known = self._versions.known(retrieval)
             return known if known is not None else await self._attempts.run(partial(self._read, retrieval))
 
     async def _embed(self, version: Version, query: str) -> Vector:
