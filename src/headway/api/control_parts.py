@@ -14,6 +14,7 @@ from headway.api.problems import PROBLEM_CONTENT_TYPE
 from headway.api.resources import Problem
 from headway.clock import Clock
 from headway.domain.access import require_scope
+from headway.domain.protocols import Retriever
 from headway.domain.snapshot import KeyRoute, Snapshot
 from headway.feedback.reporting import ReportDesk
 from headway.storage.database import Database
@@ -30,12 +31,14 @@ class ControlServices:
         clock: Tells the time.
         snapshot: Gives the snapshot in force, for the API keys; raises StorageError while there is none.
         metrics: Writes the figures for Prometheus, in its text format.
+        retriever: Searches index versions.
     """
 
     database: Database
     clock: Clock
     snapshot: Callable[[], Snapshot]
     metrics: Callable[[], bytes]
+    retriever: Retriever
 
     @property
     def reports(self) -> ReportDesk:

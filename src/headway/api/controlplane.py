@@ -15,7 +15,14 @@ from starlette.requests import Request
 from starlette.routing import compile_path
 
 from headway import __version__
-from headway.api import administration_routes, index_routes, record_routes, rollout_routes, traffic_routes
+from headway.api import (
+    administration_routes,
+    comparison_routes,
+    index_routes,
+    record_routes,
+    rollout_routes,
+    traffic_routes,
+)
 from headway.api.control_parts import ControlServices, Services, Viewer, problems
 from headway.api.guard import Guard
 from headway.api.messages import Answer
@@ -59,6 +66,7 @@ def _make_app() -> FastAPI:
     for part, tag in (
         (traffic_routes, "traffic"),
         (rollout_routes, "rollouts"),
+        (comparison_routes, "indexes"),
         (index_routes, "indexes"),
         (record_routes, "records"),
         (administration_routes, "administration"),

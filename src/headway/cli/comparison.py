@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
@@ -20,20 +19,19 @@ from headway.clock import SystemClock
 from headway.config.indexes import IndexReference, parse_reference
 from headway.config.settings import load_settings
 from headway.domain.access import is_group
-from headway.domain.release import Bundle, Retrieval
+from headway.domain.release import Retrieval
 from headway.domain.relevance import CONFIDENCE, Mean, Paired
 from headway.errors import InvalidRequestError, NotFoundError
-from headway.gateway.asked import Asked, read_asked
+from headway.gateway.asked import Asked, read_asked, read_retrieval
 from headway.gateway.searching import MOST_PASSAGES
-from headway.retrieval.comparing import Agreement, Comparison, LostDocument, Trial, compare_versions
+from headway.retrieval.comparing import TOP_K, Agreement, Comparison, LostDocument, Trial, compare_versions
 from headway.retrieval.queries import MOST_QUERIES, LabelledQuery, read_queries
 from headway.runtime import open_database
 from headway.runtime.indexes import open_retriever
 from headway.storage import applications, versions
-from headway.storage.database import Connection, Database
+from headway.storage.database import Connection
 
 _SECONDS = 60.0  # the embedded model may have to be loaded first, on a busy machine
-_TOP_K = 10
 _COLUMNS = 100
 _MEASURES = {"recall": "recall", "mrr": "reciprocal_rank", "ndcg": "ndcg"}
 _STATES = {
@@ -104,8 +102,7 @@ def compare(**given: Any) -> None:
         notes.print("Stopped.")
         raise typer.Exit(130) from None
     if options.json:
-        counts = None if asked is None else {name: n for name, n in asdict(asked).items() if name != "queries"}
-        emit_json(msgspec.to_builtins(found) | {"asked": counts})
+        emit_json(msgspec.to_builtins(found) | {"asked": None if asked is None else asked.counts})
     else:
         _show(found, asked)
     if not _check(found, limits):
@@ -138,7 +135,9 @@ async def _compare(options: Options) -> tuple[Comparison, Asked | None]:
             base = await _find_retrieval(connection, options)
         asked = None
         if options.interactions_of is not None:
-            asked = await _read_asked(database, options.interactions_of, options.limit, base.turns)
+            async with database.connection() as connection:
+                application = await applications.find_application(connection, options.interactions_of)
+                asked = await read_asked(connection, application, options.limit, base.turns)
             labelled = [LabelledQuery(text) for text in asked.queries]
         said = {name: getattr(options, name) for name in ("top_k", "hybrid_weight", "minimum_score")}
         retrieval = msgspec.structs.replace(base, **{name: value for name, value in said.items() if value is not None})
@@ -152,32 +151,15 @@ async def _compare(options: Options) -> tuple[Comparison, Asked | None]:
         return found, asked
 
 
-async def _read_asked(database: Database, name: str, limit: int, turns: int) -> Asked:
-    async with database.connection() as connection:
-        application = await applications.find_application(connection, name)
-        asked = await read_asked(connection, application, limit, turns)
-    if asked.queries:
-        return asked
-    why = "it was not asked anything yet"
-    if asked.without_content:
-        why = f"the content of its {asked.interactions:,} interactions is not stored (`record: metadata`)"
-    elif asked.interactions:
-        why = f"none of its {asked.interactions:,} interactions asks for anything in words"
-    raise NotFoundError(f"{name} has no queries: {why}", param="from-interactions")
-
-
 async def _find_retrieval(connection: Connection, options: Options) -> Retrieval:
     """Give how to search: as an application's stable release does, or as one that says nothing but ``top_k``."""
-    plain = Retrieval("", 0, top_k=_TOP_K)
-    application = options.application or options.interactions_of
-    if application is None:
+    plain = Retrieval("", 0, top_k=TOP_K)
+    name = options.application or options.interactions_of
+    if name is None:
         return plain
-    found = await applications.find_application(connection, application)
-    releases = await applications.list_releases(connection, application)
-    stable = next((release for release in releases if release.number == found.stable_release), None)
-    retrieval = None if stable is None else msgspec.convert(stable.bundle, Bundle).retrieval
+    retrieval = await read_retrieval(connection, await applications.find_application(connection, name))
     if retrieval is None and options.application is not None:
-        raise NotFoundError(f"the stable release of {application} has no search index", param="application")
+        raise NotFoundError(f"the stable release of {name} has no search index", param="application")
     return retrieval or plain
 
 

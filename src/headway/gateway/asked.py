@@ -1,14 +1,16 @@
-"""What an application was asked: the queries that its recorded requests would search for."""
+"""What an application was asked, and how its stable release searches: its recorded requests as queries."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import LiteralString, cast
 
+import msgspec
 from psycopg.errors import QueryCanceled
 
 from headway.domain.interaction import Operation
-from headway.errors import InvalidRequestError, LimitError
+from headway.domain.release import Retrieval
+from headway.errors import InvalidRequestError, LimitError, NotFoundError
 from headway.gateway.grounding import make_query
 from headway.gateway.parsing import parse_request
 from headway.ids import Kind
@@ -38,6 +40,11 @@ class Asked:
     without_query: int
     repeated: int
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """All but the queries."""
+        return {name: count for name, count in asdict(self).items() if name != "queries"}
+
 
 async def read_asked(
     connection: Connection, application: Application, limit: int, turns: int = 1, *, seconds: float = _SECONDS
@@ -52,6 +59,7 @@ async def read_asked(
         seconds: How long it may take.
 
     Raises:
+        NotFoundError: There is no query among them; the message says why.
         LimitError: It took too long.
     """
     queries: dict[str, None] = {}
@@ -78,8 +86,24 @@ async def read_asked(
         raise LimitError(
             f"what {application.name} was asked cannot be read in {seconds:g} s: ask for fewer queries", param="limit"
         ) from error
+    if not queries:
+        why = "it was not asked anything yet"
+        if without_content:
+            why = f"the content of its {looked_at:,} interactions is not stored (`record: metadata`)"
+        elif looked_at:
+            why = f"none of its {looked_at:,} interactions asks for anything in words"
+        raise NotFoundError(f"{application.name} has no queries: {why}", param="from_interactions")
     repeated = looked_at - without_content - without_query - len(queries)
     return Asked(tuple(queries), looked_at, without_content, without_query, repeated)
+
+
+async def read_retrieval(connection: Connection, application: Application) -> Retrieval | None:
+    """Read how an application's stable release searches; None where it does not."""
+    cursor = await connection.execute(
+        "SELECT bundle->'retrieval' FROM release WHERE id = %s", (application.stable_release,)
+    )
+    row = await cursor.fetchone()
+    return None if row is None else msgspec.convert(row[0], Retrieval | None)
 
 
 def _read_query(operation: str, request: str, turns: int) -> str:

@@ -43,6 +43,8 @@ from headway.storage.versions import Version
 
 PLACES = 4
 """Searches at a time."""
+TOP_K = 10
+"""Passages of a search, where nothing else is said."""
 _EXAMPLES = 3
 _SHOWN_DOCUMENTS = 100
 

@@ -10,7 +10,9 @@ from fastapi import FastAPI
 
 from headway.api.control_parts import ControlServices
 from headway.api.controlplane import create_app
+from headway.clock import SystemClock
 from headway.domain.snapshot import Snapshot
+from headway.runtime.indexes import open_retriever
 from headway.storage import routing
 from headway.storage.database import Database
 from tests.world import World, found_world
@@ -21,6 +23,7 @@ class Control:
     """The control plane as a client meets it."""
 
     world: World
+    services: ControlServices
     app: FastAPI
     client: httpx.AsyncClient
     snapshots: list[Snapshot]
@@ -56,8 +59,11 @@ async def world(database: Database) -> World:
 @pytest.fixture
 async def control(world: World) -> AsyncIterator[Control]:
     snapshots = [world.snapshot]
-    services = ControlServices(world.database, world.clock, lambda: snapshots[-1], lambda: b"headway_up 1\n")
-    app = create_app(services)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://control") as client:
-        yield Control(world, app, client, snapshots)
+    async with open_retriever(world.database, SystemClock(), seconds=60) as retriever:
+        services = ControlServices(
+            world.database, world.clock, lambda: snapshots[-1], lambda: b"headway_up 1\n", retriever
+        )
+        app = create_app(services)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://control") as client:
+            yield Control(world, services, app, client, snapshots)

@@ -1,12 +1,12 @@
 """The control plane: who may look, who may change, and what they see."""
 
+import dataclasses
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from headway.api.control_parts import ControlServices
 from headway.api.controlplane import create_app
 from headway.clock import utc
 from headway.domain.feedback import Report
@@ -346,11 +346,10 @@ async def test_not_ready_while_the_database_is_away(control: Control) -> None:
     def no_snapshot() -> Any:
         raise StorageError("no routing snapshot yet")
 
-    world = control.world
     away = Database("postgresql://127.0.0.1:1/none", wait_seconds=0.05)
     for services in (
-        ControlServices(away, world.clock, lambda: world.snapshot, bytes),
-        ControlServices(world.database, world.clock, no_snapshot, bytes),
+        dataclasses.replace(control.services, database=away),
+        dataclasses.replace(control.services, snapshot=no_snapshot),
     ):
         control.client._transport.app = create_app(services)  # type: ignore[attr-defined]
         assert (await control.call("GET", "/healthz", key=None))[0] == 200
