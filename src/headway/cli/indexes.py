@@ -21,11 +21,11 @@ from headway.config.load import load
 from headway.config.settings import load_settings
 from headway.config.spec import specify_version
 from headway.domain.display import format_seconds
-from headway.errors import ConfigurationError, HeadwayError, InvalidRequestError
+from headway.errors import ConfigurationError, HeadwayError, InvalidRequestError, StorageError
 from headway.runtime import open_database
-from headway.storage import configuration, versions
+from headway.storage import builds, configuration, versions
 from headway.storage.builds import Build
-from headway.storage.database import Connection
+from headway.storage.database import Connection, Database
 from headway.storage.paging import read_page
 from headway.storage.versions import DocumentChange, Version
 
@@ -256,9 +256,17 @@ async def _build(index: str, file: Path | None, *, quiet: bool) -> Build:
                 try:
                     return await start(tools, index, spec, author=author(), tell=bar.tell)
                 except HeadwayError as error:
-                    if is_passing(error):
+                    if is_passing(error) and await _is_unfinished(database, index):
                         error.message += f"; `headway index build {index}` goes on from where it was"
                     raise
+
+
+async def _is_unfinished(database: Database, index: str) -> bool:
+    try:
+        async with database.connection() as connection:
+            return await builds.find_unfinished(connection, index) is not None
+    except StorageError:  # it is away, and was when the build ended
+        return True
 
 
 async def _specify(connection: Connection, index: str, file: Path | None) -> VersionSpec:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 
 from headway.errors import ConflictError, HeadwayError, StorageError
 from headway.retrieval import azure_index
-from headway.retrieval.building import Tools, is_passing, resume
+from headway.retrieval.building import Tools, resume
 from headway.storage import builds, versions
 from headway.storage.builds import Build
 
@@ -33,6 +37,27 @@ class BuildWorker:
         self._pauses: dict[int, float] = {}
         self._due: dict[int, float] = {}
         self._clear_at = 0.0
+        self._seen: dict[int, Build] = {}
+        self._results = {"published": 0, "waits": 0, "failed": 0}
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics of this worker, for Prometheus: how far builds are, and what came of its own."""
+        documents = GaugeMetricFamily(
+            "headway_index_build_documents", "Documents of a version that is being built.", labels=("index", "state")
+        )
+        waiting = GaugeMetricFamily(
+            "headway_index_build_waits", "Whether a build waits for something that is away.", labels=("index",)
+        )
+        for build in self._seen.values():
+            progress = build.progress
+            documents.add_metric([build.index, "listed"], progress.documents - progress.done)
+            documents.add_metric([build.index, "loaded"], progress.loaded)
+            documents.add_metric([build.index, "skipped"], progress.skipped)
+            waiting.add_metric([build.index], build.problem is not None)
+        results = CounterMetricFamily("headway_index_builds", "What came of taking up a build.", labels=("result",))
+        for result, count in self._results.items():
+            results.add_metric([result], count)
+        yield from (documents, waiting, results)
 
     async def run(self) -> None:
         """Build and clear until cancelled, whatever happens to the database."""
@@ -55,6 +80,7 @@ class BuildWorker:
         """
         async with self._tools.database.connection() as connection:
             unfinished = await builds.list_unfinished(connection)
+        self._seen = {build.version: build for build in unfinished}
         now = self._tools.clock.monotonic_seconds()
         self._due = {each.version: self._due[each.version] for each in unfinished if each.version in self._due}
         for build in unfinished:
@@ -66,23 +92,34 @@ class BuildWorker:
 
     async def _build(self, build: Build) -> None:
         try:
-            built = await resume(self._tools, build.version, tell=lambda _: None)
+            built = await resume(self._tools, build.version, tell=self._look_at)
+            self._seen.pop(build.version, None)
+            self._results["published"] += 1
             _log.info("index_published", index=built.label, documents=built.progress.loaded)
         except ConflictError as error:  # it is another's, or was cancelled
             _log.debug("build_left", index=build.label, detail=error.message)
-        except HeadwayError as error:
+        except StorageError as error:
             self._postpone(build, error)
-            if isinstance(error, StorageError):
-                raise
+            raise
+        except HeadwayError as error:
+            async with self._tools.database.connection() as connection:
+                build = await builds.find(connection, build.version)
+            if build.state == "building":
+                self._postpone(build, error)
+            else:
+                self._results["failed"] += 1
+                _log.error("build_failed", index=build.label, detail=error.message)
         except Exception:  # noqa: BLE001 - the others can be built all the same
+            self._results["failed"] += 1
             _log.exception("build_failed", index=build.label)
 
+    def _look_at(self, build: Build) -> None:
+        self._seen[build.version] = build
+
     def _postpone(self, build: Build, error: HeadwayError) -> None:
-        if not is_passing(error):
-            _log.error("build_failed", index=build.label, detail=error.message)
-            return
         pause = min(2 * self._pauses.get(build.version, _FIRST_PAUSE_SECONDS / 2), _LONGEST_PAUSE_SECONDS)
         self._pauses[build.version] = pause
+        self._results["waits"] += 1
         self._due[build.version] = self._tools.clock.monotonic_seconds() + pause
         _log.warning("build_waits", index=build.label, detail=error.message, again_in_seconds=pause)
 

@@ -65,7 +65,7 @@ class ControlPlaneService:
         feed = SnapshotFeed(database, settings.home / "snapshot-control.json", clock, self._take)
         await feed.start()
         tasks = Tasks(clock)
-        await self._build_indexes(database, tasks)
+        await self._build_indexes(database, tasks, registry)
         stack.push_async_callback(tasks.close)
         tasks.run("feed", feed.run)
         tasks.run("retention", lambda: self._retain(database))
@@ -77,7 +77,7 @@ class ControlPlaneService:
         retriever = await stack.enter_async_context(open_retriever(database, clock))
         return create_console(console, create_app(ControlServices(database, clock, self._current, metrics, retriever)))
 
-    async def _build_indexes(self, database: Database, tasks: Tasks) -> None:
+    async def _build_indexes(self, database: Database, tasks: Tasks, registry: CollectorRegistry) -> None:
         """Build in the background what is to be built, where the extra for it is installed."""
         if importlib.util.find_spec("fsspec") is None:
             _log.info("builds_off", detail="building indexes needs the extra: pip install 'headway[knowledge]'")
@@ -85,7 +85,9 @@ class ControlPlaneService:
         from headway.retrieval.worker import BuildWorker  # noqa: PLC0415 - needs the extra
 
         tools = await self._stack.enter_async_context(open_tools(database, self._clock))
-        tasks.run("builds", BuildWorker(tools).run)
+        worker = BuildWorker(tools)
+        registry.register(worker)
+        tasks.run("builds", worker.run)
 
     def _take(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

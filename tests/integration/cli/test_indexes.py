@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from headway.cli import app
+from headway.config.load import load
+from headway.config.spec import specify_version
+from headway.storage import builds
+from headway.storage.builds import Build
+from headway.storage.database import Database
 from tests.lakes import write_documents
 from tests.project import Project
 
@@ -106,7 +112,9 @@ def test_an_empty_folder_and_a_wrong_one(project: Project) -> None:
     ground(project, include='["*.md"]')
     assert "no file of file:" in headway("index", "build", "handbook", status=1).stderr
     project.write(more="indexes:\n  handbook: {lake: file:./nowhere}\n")
-    assert re.search(r"there is no file:/.*/nowhere", headway("index", "build", "handbook", status=1).stderr)
+    told = headway("index", "build", "handbook", status=1).stderr
+    assert re.search(r"there is no file:/.*/nowhere\n", told)
+    assert "goes on from where it was" not in told
     assert [row["state"] for row in listed("index", "list")] == ["failed", "failed"]
 
 
@@ -119,3 +127,33 @@ def test_what_is_applied_is_built_where_there_is_no_file(project: Project, monke
     assert (
         headway("index", "build", "handbook", "--file", "missing.yaml", status=1).stderr.strip().endswith("not exist")
     )
+
+
+def test_a_build_that_another_process_has_is_refused(project: Project, database_url: str) -> None:
+    ground(project)
+    project.write(more="indexes:\n  handbook: {lake: file:./docs}\n")
+    headway("apply", "--yes")
+    specification = specify_version(load(project.file).specification, "handbook")
+
+    async def begin(holder: Database) -> Build:
+        async with holder.connection() as connection:
+            return await builds.begin(connection, "handbook", specification, author="operator")
+
+    async def run() -> None:
+        holder = Database(database_url)
+        await holder.open()
+        try:
+            build = await begin(holder)
+            async with holder.connection() as connection:
+                await connection.set_autocommit(True)
+                assert await builds.hold(connection, build.version)  # as the control plane does
+                told = (await asyncio.to_thread(headway, "index", "build", "handbook", status=1)).stderr
+                assert "handbook@1 is being built (snapshot, begun by operator)" in told
+                assert "`headway index cancel handbook` gives it up" in told
+                await builds.let_go(connection)
+        finally:
+            await holder.close()
+
+    asyncio.run(run())
+    # Nobody has it any more: the command goes on with what was begun.
+    assert listed("index", "build", "handbook")["label"] == "handbook@1"

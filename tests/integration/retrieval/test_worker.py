@@ -43,6 +43,44 @@ async def test_it_builds_what_was_asked_for(database: Database, tmp_path: Path) 
     assert [await state(database, each) for each in wanted] == [("published", None)] * 2
 
 
+def metrics(worker: BuildWorker) -> dict[str, float]:
+    found = {}
+    for family in worker.collect():
+        for sample in family.samples:
+            found[" ".join([sample.name, *sample.labels.values()])] = sample.value
+    return found
+
+
+async def test_it_shows_how_far_builds_are(database: Database, tmp_path: Path) -> None:
+    write_documents(tmp_path, 3)
+    (tmp_path / "empty.md").write_bytes(b"")
+    await begin(database, tmp_path)
+    gate, clock = Gate(), ManualClock()
+    worker = make_worker(database, clock, gate)
+    async with asyncio.TaskGroup() as group:
+        looking = group.create_task(worker.look())
+        await gate.reached.wait()
+        shown = metrics(worker)
+        assert shown["headway_index_build_documents handbook listed"] == 4
+        assert shown["headway_index_build_waits handbook"] == 0
+        gate.opened.set()
+    assert looking.done()
+    assert metrics(worker) == {
+        "headway_index_builds_total published": 1,
+        "headway_index_builds_total waits": 0,
+        "headway_index_builds_total failed": 0,
+    }
+    await begin(database, tmp_path / "nowhere", "other")
+    await begin(database, tmp_path, "third")
+    failing = make_worker(database, clock, Failing(calls=0))
+    for _ in range(2):
+        await failing.look()
+        clock.advance(1)
+    shown = metrics(failing)
+    assert shown["headway_index_build_waits third"] == 1
+    assert (shown["headway_index_builds_total waits"], shown["headway_index_builds_total failed"]) == (1, 1)
+
+
 async def test_it_leaves_what_somebody_builds(database: Database, tmp_path: Path) -> None:
     write_documents(tmp_path, 3)
     gate = Gate()
