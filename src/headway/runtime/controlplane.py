@@ -25,7 +25,6 @@ from headway.providers.webhooks import WebhookClient
 from headway.rollouts.controller import Controller
 from headway.rollouts.webhooks import Courier
 from headway.runtime.indexes import open_retriever, open_tools
-from headway.runtime.indexes import open_retriever, open_tools
 from headway.runtime.worker import Application, Tasks
 from headway.storage.database import Database
 from headway.storage.retention import enforce
@@ -74,7 +73,6 @@ class ControlPlaneService:
         metrics = partial(_render_metrics, settings, registry)
         retriever = await stack.enter_async_context(open_retriever(database, clock))
         console = ConsoleServices(database, clock, self._current, authenticate, status_of, retriever)
-        retriever = await stack.enter_async_context(open_retriever(database, clock))
         return create_console(console, create_app(ControlServices(database, clock, self._current, metrics, retriever)))
 
     async def _build_indexes(self, database: Database, tasks: Tasks, registry: CollectorRegistry) -> None:
