@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from headway.config.azure_search import AZURE_SEARCH, AzureSearchSpec, check_azure_search, freeze_azure_search
 from headway.config.document import Document, Place, nearest
 from headway.config.schema import (
     INVALID,
@@ -90,12 +91,13 @@ class IndexSpec(msgspec.Struct, frozen=True):
     """A search index as the file wants it.
 
     Attributes:
-        lake: Which documents.
+        lake: Which documents; its URL is empty where an index that exists is queried.
         embedder: What makes their vectors.
         chunk: How they are cut.
         labels: Patterns and groups. The last pattern that matches a document says which groups see it; none: everybody.
         keep: How many published versions stay, beside those in use.
         language: PostgreSQL's text search configuration.
+        azure_ai_search: The service that is searched; None for the database.
     """
 
     lake: LakeSpec
@@ -104,6 +106,12 @@ class IndexSpec(msgspec.Struct, frozen=True):
     labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     keep: int = 5
     language: str = "english"
+    azure_ai_search: AzureSearchSpec | None = None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether an index that exists is queried, so that there is nothing to build."""
+        return self.azure_ai_search is not None and bool(self.azure_ai_search.index)
 
 
 class VersionSpec(msgspec.Struct, frozen=True):
@@ -211,8 +219,7 @@ INDEX = Table(
         "lake": Key(
             Either(Text("the URL of a folder", check_url), (LAKE,)),
             "Where the documents are: `file:./folder` (from the folder of headway.yaml), `s3://bucket/folder`,"
-            " `abfs://container@account.dfs.core.windows.net/folder`.",
-            required=True,
+            " `abfs://container@account.dfs.core.windows.net/folder`. Required, except with `azure_ai_search.index`.",
         ),
         "include": Key(
             Listing(Text("a pattern", _check_pattern), least=1),
@@ -224,8 +231,7 @@ INDEX = Table(
         "modified_since": Key(Text("a date", _check_moment), "Only what was modified then or later (UTC)."),
         "embedder": Key(
             Either(Choice((LOCAL_STATIC,)), (EMBEDDER,)),
-            "What makes vectors: `local-static` is embedded, fast and needs no network.",
-            default=LOCAL_STATIC,
+            f"What makes vectors. Without it: `{LOCAL_STATIC}`, which is embedded, fast and needs no network.",
         ),
         "chunk": Key(CHUNK, "How documents are cut."),
         "labels": Key(
@@ -240,6 +246,7 @@ INDEX = Table(
             Choice(LANGUAGES), "Language of the documents, for full-text search; `simple` for mixed ones.",
             default="english",
         ),
+        "azure_ai_search": Key(AZURE_SEARCH, "Search with Azure AI Search instead of the database."),
     }
 )  # fmt: skip
 RETRIEVAL = Table(
@@ -295,6 +302,7 @@ def check_indexes(indexes: Any, deployments: Any, document: Document) -> None:
             continue
         place = ("indexes", name)
         _check_chunk(entry["chunk"], (*place, "chunk"), document)
+        _check_place(entry, place, document)
         _check_options(entry["lake"], (*place, "lake", "options"), document)
         if isinstance(entry["embedder"], Mapping) and deployments is not INVALID:
             wanted = entry["embedder"]["deployment"]
@@ -309,6 +317,15 @@ def _check_options(lake: Any, place: Place, document: Document) -> None:
     for option, value in {} if options is INVALID else options.items():
         for name in find_secrets(value):
             document.complain((*place, option), f"{name} is a secret: give it under secrets, as env:NAME or file:/path")
+
+
+def _check_place(entry: Tree, place: Place, document: Document) -> None:
+    azure = entry["azure_ai_search"]
+    if azure not in (None, INVALID):
+        check_azure_search(entry, place, document)
+    exists = azure is INVALID or (azure is not None and azure["index"] is not None)
+    if entry["lake"] is None and not exists:
+        document.complain(place, "missing key: lake")
 
 
 def _check_chunk(chunk: Any, place: Place, document: Document) -> None:
@@ -338,8 +355,8 @@ def freeze_index(entry: Tree, folder: Path) -> IndexSpec:
         entry: As the schema read it.
         folder: Where local folders begin.
     """
-    lake, embedder, chunk = entry["lake"], entry["embedder"], entry["chunk"]
-    store = lake if isinstance(lake, Mapping) else {"url": lake, "options": {}, "secrets": {}}
+    lake, embedder, chunk, azure = entry["lake"], entry["embedder"], entry["chunk"], entry["azure_ai_search"]
+    store = lake if isinstance(lake, Mapping) else {"url": lake or "", "options": {}, "secrets": {}}
     return IndexSpec(
         lake=LakeSpec(
             url=_absolute(store["url"], folder),
@@ -355,6 +372,7 @@ def freeze_index(entry: Tree, folder: Path) -> IndexSpec:
         labels=tuple((pattern, tuple(sorted(groups))) for pattern, groups in entry["labels"].items()),
         keep=entry["keep"],
         language=entry["language"],
+        azure_ai_search=None if azure is None else freeze_azure_search(azure),
     )
 
 

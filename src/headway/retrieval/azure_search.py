@@ -103,7 +103,7 @@ class AzureSearch:
         """
         if vector is not None and not any(vector):  # nothing is known of its words
             vector = None
-        if vector is None and sought.retrieval.hybrid_weight == 1:
+        if vector is None and _meaning(sought) == 1:
             return []
         request = make_request(sought, text, vector)
         found = await self._services.search(sought.service, sought.remote.index, request, seconds=seconds)
@@ -159,7 +159,12 @@ def _way(sought: Sought, vector: Sequence[float] | None) -> _Way:
         return "semantic"
     if vector is None:
         return "words"
-    return "vectors" if sought.retrieval.hybrid_weight == 1 else "hybrid"
+    return "vectors" if _meaning(sought) == 1 else "hybrid"
+
+
+def _meaning(sought: Sought) -> float:
+    """What vectors count: nothing where the index has none."""
+    return sought.retrieval.hybrid_weight if fields_of(sought.service).vector else 0.0
 
 
 def make_request(sought: Sought, text: str, vector: Sequence[float] | None) -> dict[str, Any]:
@@ -169,7 +174,7 @@ def make_request(sought: Sought, text: str, vector: Sequence[float] | None) -> d
         RetrievalError: The filter does not go with the index.
     """
     retrieval, fields, remote = sought.retrieval, fields_of(sought.service), sought.remote
-    words = retrieval.hybrid_weight < 1
+    words = _meaning(sought) < 1
     chosen = [remote.key, fields.content, fields.title, fields.document, fields.heading]
     request: dict[str, Any] = {
         "top": retrieval.top_k,

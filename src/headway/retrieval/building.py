@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from datetime import datetime
+from typing import Any
 
 import msgspec
 import psycopg
@@ -33,6 +34,8 @@ from headway.errors import (
 from headway.lake.parsing.parsed import Limits
 from headway.lake.parsing.workers import Parsers
 from headway.lake.sources import Lake, LakeObject, Skipped, Source, open_lake
+from headway.providers.azure_search import SearchServices
+from headway.retrieval import azure_index
 from headway.retrieval.batches import Labels
 from headway.retrieval.loading import Embedder, Loading, Preparation
 from headway.retrieval.manifest import PIPELINE, ContentHash, Manifest, Recipe, name_embedder
@@ -57,6 +60,7 @@ class Tools:
         open_embedder: Makes the embedder of a version.
         parsers: Processes that parse.
         limits: What one document may cost.
+        services: Call search services, for indexes that are searched there.
     """
 
     database: Database
@@ -65,6 +69,7 @@ class Tools:
     open_embedder: Callable[[VersionSpec], AbstractAsyncContextManager[Embedder]]
     parsers: int = 2
     limits: Limits = field(default_factory=Limits)
+    services: SearchServices | None = None
 
 
 def is_passing(error: HeadwayError) -> bool:
@@ -174,6 +179,10 @@ class _Builder:
         if self._build.state != "building":
             raise ConflictError(f"{self._build.label} is {self._build.state}: there is nothing to build")
         self._tell(self._build)
+        if spec.index.is_pinned:
+            return await self._pin()
+        if spec.index.azure_ai_search is not None and self._build.stage == "snapshot":
+            await azure_index.require_access(self._services, self._build)
         lake = await asyncio.to_thread(open_lake, _source(spec), self._tools.read_secret)
         labels = Labels(spec.index.labels)
         if self._build.stage == "snapshot":
@@ -187,10 +196,23 @@ class _Builder:
                     await loading.run(self._build)
                 await self._book(self._build.progress, "index")
         if self._build.stage == "index":
-            async with self._tools.database.connection() as connection:
-                await partitions.index(connection, self._build.version, recipe.dimensions)
+            await self._index(recipe.dimensions)
             await self._book(self._build.progress, "verify")
         return await self._publish(recipe)
+
+    @property
+    def _services(self) -> SearchServices:
+        if self._tools.services is None:
+            raise HeadwayError("this process builds no index in a search service")
+        return self._tools.services
+
+    async def _index(self, dimensions: int) -> None:
+        """Make what is searched of what was loaded."""
+        if self._build.spec.index.azure_ai_search is not None:
+            await azure_index.upload(self._services, self._tools.database, self._build, dimensions, self._book)
+            return
+        async with self._tools.database.connection() as connection:
+            await partitions.index(connection, self._build.version, dimensions)
 
     async def _book(
         self,
@@ -230,16 +252,19 @@ class _Builder:
 
     async def _publish(self, recipe: Recipe) -> Build:
         """See that nothing was lost and that what is there is found; then give the version to releases."""
-        build = self._build
+        build, remote = self._build, None
         content = ContentHash(recipe)
         async with self._tools.database.connection() as connection:
             count = await builds.count(connection, build.version)
             _refuse_losses(build.progress, count)
-            await partitions.check_search(connection, build.version, recipe.dimensions, _SAMPLE)
+            if build.spec.index.azure_ai_search is None:
+                await partitions.check_search(connection, build.version, recipe.dimensions, _SAMPLE)
             async for document, chunks_hash in builds.stream_documents(connection, build.version):
                 content.add(document, chunks_hash)
-        now = self._tools.clock.monotonic_seconds()
-        progress = replace(build.progress, seconds=build.progress.seconds + now - self._since)
+        if build.spec.index.azure_ai_search is not None:
+            tools = self._tools
+            remote = await azure_index.verify(self._services, tools.database, tools.clock, build, count.chunks)
+        progress = self._worked()
         manifest = Manifest(
             recipe=recipe,
             documents=count.loaded,
@@ -252,8 +277,28 @@ class _Builder:
             cost_usd=progress.cost_usd,
             seconds=round(progress.seconds, 3),
         )
+        plain = msgspec.to_builtins(manifest) | azure_index.describe(remote)
+        return await self._give(progress, plain, content.hexdigest())
+
+    async def _pin(self) -> Build:
+        """Pin an index that exists in a search service: see that it can be searched, and publish what it is."""
+        build, dimensions = self._build, 0
+        if azure_index.has_vectors(build.spec):
+            async with self._tools.open_embedder(build.spec) as embedder:
+                dimensions = embedder.dimensions
+        remote, count = await azure_index.pin(self._services, build.spec, dimensions)
+        manifest = azure_index.describe(remote) | {"documents": count, "dimensions": dimensions}
+        return await self._give(self._worked(), manifest, azure_index.hash_pinned(build.spec, remote))
+
+    def _worked(self) -> Progress:
+        progress = self._build.progress
+        return replace(progress, seconds=progress.seconds + self._tools.clock.monotonic_seconds() - self._since)
+
+    async def _give(self, progress: Progress, manifest: dict[str, Any], manifest_hash: str) -> Build:
+        """Publish what was built; older versions go."""
+        build = self._build
         async with self._tools.database.connection() as connection:
-            await builds.publish(connection, build, progress, msgspec.to_builtins(manifest), content.hexdigest())
+            await builds.publish(connection, build, progress, manifest, manifest_hash)
         async with self._tools.database.connection() as connection:
             keep = build.spec.index.keep
             await versions.enforce_keep(connection, build.index, keep, author=build.created_by)

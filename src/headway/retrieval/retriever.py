@@ -3,7 +3,7 @@
 Versions are immutable: what one is and how its queries are embedded is read once. Searches take connections of the
 pool that the recorder needs too, so that only a few run at once; a database that is away is found out by one of them,
 and the others fail at once until it is back. An embedder that is slow or away is waited for outside of these places: it
-holds up the queries of its own index, and no others.
+holds up the queries of its own index, and no others. So does a search service, which takes no connection at all.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from headway.config.indexes import VersionSpec
 from headway.domain.knowledge import Found, Passage
 from headway.domain.release import Retrieval
 from headway.errors import ConfigurationError, HeadwayError, NotFoundError, ProviderError, RetrievalError
+from headway.retrieval.azure_search import AzureSearch, Remote, Sought
 from headway.storage.attempts import Attempts
 from headway.storage.database import Connection, Database
 
@@ -35,6 +36,8 @@ _PLACES = 4  # at once; half of the pool's connections
 _WAITING = 64
 _SEARCH_SECONDS = 2.5  # of a database that answers: that it is slow at one search says nothing of others
 _ANSWER_PART = 0.6  # of the time for a search: by then the database, or the embedder, counts as away
+_REMOTE_PLACES = 200  # searches of search services at once
+_PATIENCE = 0.9  # of that time, for trying again: the last try's own error says more than that it took too long
 _KNOWN_VERSIONS = 200
 
 _log = structlog.get_logger("headway.retrieval")
@@ -56,12 +59,14 @@ class Version(NamedTuple):
     Attributes:
         number: Of its row.
         spec: What it was built by.
-        dimensions: Of its vectors.
+        dimensions: Of its vectors; 0 for none.
+        remote: The index of a search service that is searched; None for the database.
     """
 
     number: int
     spec: VersionSpec
     dimensions: int
+    remote: Remote | None = None
 
 
 class Query(NamedTuple):
@@ -93,10 +98,14 @@ class Versions:
 
     Args:
         make_embedder: Makes the embedder of a version's queries; a worker has one for each kind.
+        search_remote: Searches those that are in a search service; None where there are none.
     """
 
-    def __init__(self, make_embedder: Callable[[VersionSpec], QueryEmbedder]) -> None:
+    def __init__(
+        self, make_embedder: Callable[[VersionSpec], QueryEmbedder], search_remote: AzureSearch | None = None
+    ) -> None:
         self._make_embedder = make_embedder
+        self.search_remote = search_remote
         self._known: dict[tuple[str, int], Version] = {}
         self._embedders: dict[bytes, QueryEmbedder] = {}
 
@@ -162,6 +171,8 @@ class VersionRetriever:
         self._seconds = seconds
         self._attempts = Attempts(clock, answer_seconds=_ANSWER_PART * seconds, abandon=True)
         self._embedding: dict[QueryEmbedder, Attempts] = {}  # by deployments
+        self._services: dict[str, Attempts] = {}  # by endpoint
+        self._remote_room = _REMOTE_PLACES
 
     async def retrieve(self, query: str, retrieval: Retrieval, groups: frozenset[str]) -> Found:
         """Search an index version.
@@ -194,14 +205,14 @@ class VersionRetriever:
         """Get ready to search a version, so that the first caller need not wait for the embedded model; never fails."""
         try:
             version = await self._version(retrieval)
-            if version.spec.deployment is None:
+            if version.spec.deployment is None and version.dimensions:
                 await self._versions.embedder(version).embed(["ready"])
         except (HeadwayError, psycopg.Error) as error:
             _log.warning("index_not_ready", index=retrieval.label, detail=str(error).partition("\n")[0])
 
     async def close(self) -> None:
-        """Give up what a database, or an embedder, that hangs has not answered."""
-        for attempts in (self._attempts, *self._embedding.values()):
+        """Give up what a database, an embedder or a search service that hangs has not answered."""
+        for attempts in (self._attempts, *self._embedding.values(), *self._services.values()):
             await attempts.close()
 
     @asynccontextmanager
@@ -219,10 +230,15 @@ class VersionRetriever:
     async def _find(self, query: str, retrieval: Retrieval, groups: frozenset[str]) -> Found:
         version = await self._version(retrieval)
         began = self._clock.monotonic_seconds()
-        vector = await self._embed(version, query) if retrieval.hybrid_weight > 0 else None
+        wanted = retrieval.hybrid_weight > 0 and version.dimensions > 0
+        vector = await self._embed(version, query) if wanted else None
         embedded = self._clock.monotonic_seconds()
-        async with self._place():
-            passages = await self._attempts.run(partial(self._ask, version, Query(query, vector, retrieval, groups)))
+        asked = Query(query, vector, retrieval, groups)
+        if version.remote is not None:
+            passages = await self._ask_remote(version, version.remote, asked)
+        else:
+            async with self._place():
+                passages = await self._attempts.run(partial(self._ask, version, asked))
         return Found(
             tuple(passages), elapsed_ms(began, embedded), elapsed_ms(embedded, self._clock.monotonic_seconds())
         )
@@ -269,18 +285,42 @@ class VersionRetriever:
                 message = _note(wanted.retrieval, "took too long", str(error))
                 raise RetrievalError(message, code="retrieval_timeout", retry_after_seconds=1) from error
 
+    async def _ask_remote(self, version: Version, remote: Remote, wanted: Query) -> Sequence[Passage]:
+        """Search in a search service; one that is away is found out by one caller at a time."""
+        service, search = version.spec.index.azure_ai_search, self._versions.search_remote
+        if service is None or search is None:
+            raise ConfigurationError("this process calls no search service")
+        seconds = _ANSWER_PART * self._seconds
+        attempts = self._services.get(service.endpoint)
+        if attempts is None:
+            attempts = self._services[service.endpoint] = Attempts(
+                self._clock, answer_seconds=seconds, abandon=True, of="the search service", away=ProviderError
+            )
+        if not self._remote_room:
+            message = "too many searches are under way"
+            raise RetrievalError(message, code="retrieval_overloaded", retry_after_seconds=1)
+        self._remote_room -= 1
+        try:
+            sought = Sought(wanted.retrieval.label, service, remote, wanted.retrieval, wanted.groups)
+            vector = None if wanted.vector is None else wanted.vector.tolist()
+            return await attempts.run(partial(search, sought, wanted.text, vector, seconds=_PATIENCE * seconds))
+        finally:
+            self._remote_room += 1
+
 
 async def _read(connection: Connection, retrieval: Retrieval) -> Version:
     cursor = await connection.execute(
-        "SELECT v.id, v.state, v.spec, v.dimensions FROM index_version v JOIN search_index i ON i.id = v.index_id"
-        " WHERE i.name = %s AND v.number = %s",
+        "SELECT v.id, v.state, v.spec, v.dimensions, v.manifest->'azure_ai_search'"
+        " FROM index_version v JOIN search_index i ON i.id = v.index_id WHERE i.name = %s AND v.number = %s",
         (retrieval.index, retrieval.version),
     )
     row = await cursor.fetchone()
     if row is None or row[1] != "published":
         raise NotFoundError(f"{retrieval.label} is {row[1] if row else 'unknown'}: only what is published is searched")
-    number, _, spec, dimensions = row
-    return Version(number, msgspec.convert(spec, VersionSpec), dimensions)
+    number, _, spec, dimensions, remote = row
+    return Version(
+        number, msgspec.convert(spec, VersionSpec), dimensions, msgspec.convert(remote, Remote) if remote else None
+    )
 
 
 def _note(retrieval: Retrieval, what: str, detail: str) -> str:

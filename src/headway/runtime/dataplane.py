@@ -30,6 +30,7 @@ from headway.gateway.scoreboard import Scoreboard
 from headway.gateway.searching import Searching
 from headway.gateway.shadow import Mirrors
 from headway.gateway.tracing import Tracing
+from headway.providers.azure_search import SearchServices
 from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials
 from headway.retrieval.retriever import VersionRetriever
@@ -65,9 +66,11 @@ class DataPlaneService:
         tracing = Tracing.from_environment(os.environ)
         if tracing is not None:
             stack.callback(tracing.close)
-        client = ProviderClient(Credentials(clock))
-        await client.start()
-        stack.push_async_callback(client.close)
+        credentials = Credentials(clock)
+        client, services = ProviderClient(credentials), SearchServices(credentials, clock)
+        for each in (client, services):
+            await each.start()
+            stack.push_async_callback(each.close)
         quota = Quota(scoreboard, clock)
 
         statements = self._spool("statements", keep=True)
@@ -76,7 +79,7 @@ class DataPlaneService:
         recorder = Recorder(database, interactions, scoreboard, clock, settings, quota)
         conversations = Conversations(database, links, clock)
         stack.push_async_callback(conversations.close)
-        versions = make_versions(client, clock)
+        versions = make_versions(client, services, clock)
         retriever = make_retriever(database, versions, clock)
         stack.push_async_callback(retriever.close)
         callers = Deployments(clock, settings.workers)

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 from headway.clock import Clock
 from headway.config.indexes import VersionSpec
+from headway.providers.azure_search import SearchServices
 from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials, resolve_secret
+from headway.retrieval import azure_index
+from headway.retrieval.azure_search import AzureSearch
+from headway.retrieval.chunking import approximate_tokens
 from headway.retrieval.embedding import Embedder, make_embedder, make_query_embedder
 from headway.retrieval.retriever import SECONDS, VersionRetriever, Versions
 from headway.retrieval.searching import VersionSearch
@@ -26,7 +30,7 @@ async def open_tools(database: Database, clock: Clock) -> AsyncIterator[Tools]:
     """Give what index versions are built with while the block runs; it needs the extra ``knowledge``."""
     from headway.retrieval.building import Tools  # noqa: PLC0415 - needs the extra; searching does not
 
-    async with _open_client(clock) as client:
+    async with _open_clients(clock) as (client, services):
 
         @asynccontextmanager
         async def open_embedder(spec: VersionSpec) -> AsyncIterator[Embedder]:
@@ -34,7 +38,7 @@ async def open_tools(database: Database, clock: Clock) -> AsyncIterator[Tools]:
             await embedder.open()
             yield embedder
 
-        yield Tools(database, clock, resolve_secret, open_embedder)
+        yield Tools(database, clock, resolve_secret, open_embedder, services=services)
 
 
 @asynccontextmanager
@@ -52,17 +56,19 @@ async def open_retriever(
         places: Searches at a time.
         seconds: How long one may take.
     """
-    async with _open_client(clock) as client:
-        retriever = make_retriever(database, make_versions(client, clock), clock, places=places, seconds=seconds)
+    async with _open_clients(clock) as (client, services):
+        versions = make_versions(client, services, clock)
+        retriever = make_retriever(database, versions, clock, places=places, seconds=seconds)
         try:
             yield retriever
         finally:
             await retriever.close()
 
 
-def make_versions(client: ProviderClient, clock: Clock) -> Versions:
+def make_versions(client: ProviderClient, services: SearchServices, clock: Clock) -> Versions:
     """Make what knows index versions and their embedders; one for all retrievers of a process."""
-    return Versions(lambda spec: make_query_embedder(spec, client, clock))
+    search = AzureSearch(services, approximate_tokens)
+    return Versions(lambda spec: make_query_embedder(spec, client, clock), search)
 
 
 def make_retriever(
@@ -72,11 +78,20 @@ def make_retriever(
     return VersionRetriever(database, versions, VersionSearch(), clock, places=places, seconds=seconds)
 
 
+async def sweep_services(database: Database, clock: Clock) -> None:
+    """Delete in search services what no version needs any more; what cannot be now is left to the control plane."""
+    async with _open_clients(clock) as (_, services):
+        await azure_index.sweep(services, database)
+
+
 @asynccontextmanager
-async def _open_client(clock: Clock) -> AsyncIterator[ProviderClient]:
-    client = ProviderClient(Credentials(clock))
+async def _open_clients(clock: Clock) -> AsyncIterator[tuple[ProviderClient, SearchServices]]:
+    credentials = Credentials(clock)
+    client, services = ProviderClient(credentials), SearchServices(credentials, clock)
     await client.start()
+    await services.start()
     try:
-        yield client
+        yield client, services
     finally:
+        await services.close()
         await client.close()

@@ -47,6 +47,8 @@ class Progress(msgspec.Struct, frozen=True):
         embedded: Chunks that were embedded.
         cost_usd: What that has cost; None where the price is not known.
         seconds: Time worked on it.
+        remote: Name of its index in a search service, as long as there is one that Headway has made.
+        uploaded: Chunks that are in it.
     """
 
     documents: int = 0
@@ -58,6 +60,8 @@ class Progress(msgspec.Struct, frozen=True):
     embedded: int = 0
     cost_usd: float | None = None
     seconds: float = 0.0
+    remote: str = ""
+    uploaded: int = 0
 
     @property
     def done(self) -> int:
@@ -376,7 +380,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
 async def publish(
     connection: Connection, build: Build, progress: Progress, manifest: dict[str, Any], manifest_hash: str
 ) -> None:
-    """Make a version what releases can name; its manifest holds the recipe.
+    """Make a version what releases can name; its manifest holds the recipe, or the vectors' dimensions.
 
     Raises:
         ConflictError: The build was cancelled.
@@ -385,7 +389,7 @@ async def publish(
     await connection.execute(
         "UPDATE index_version SET state = 'published', manifest = %s, manifest_hash = %s, dimensions = %s,"
         " ended_at = clock_timestamp() WHERE id = %s",
-        (Jsonb(manifest), manifest_hash, manifest["recipe"]["dimensions"], build.version),
+        (Jsonb(manifest), manifest_hash, manifest.get("recipe", manifest)["dimensions"], build.version),
     )
     await audit.record(
         connection,

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from headway.config import indexes, policies, spec
+from headway.config import azure_search, indexes, policies, spec
 from headway.config.load import load
 from headway.config.schema import Either, Key, Kind, Listing, Named, Table
 from headway.config.settings import Settings
@@ -31,6 +31,8 @@ CONFIGURATION = {
     "Lakes": indexes.LAKE,
     "Embedders": indexes.EMBEDDER,
     "Chunks": indexes.CHUNK,
+    "Azure AI Search": azure_search.AZURE_SEARCH,
+    "Fields": azure_search.AZURE_FIELDS,
 }
 POLICIES = {
     "Keys": policies.POLICY,
