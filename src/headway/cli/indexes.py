@@ -16,6 +16,7 @@ from headway.cli.comparison import compare
 from headway.cli.searching import search
 from headway.cli.terminal import JsonOption, author, cell, console, emit, emit_json, emit_record, notes, run_async
 from headway.clock import SystemClock
+from headway.config.azure_search import AzureSearchSpec
 from headway.config.indexes import LATEST, IndexReference, VersionSpec, parse_reference
 from headway.config.load import load
 from headway.config.settings import load_settings
@@ -23,6 +24,7 @@ from headway.config.spec import specify_version
 from headway.domain.display import format_seconds
 from headway.errors import ConfigurationError, HeadwayError, InvalidRequestError, StorageError
 from headway.runtime import open_database
+from headway.runtime.indexes import sweep_services
 from headway.storage import builds, configuration, versions
 from headway.storage.builds import Build
 from headway.storage.database import Connection, Database
@@ -114,6 +116,19 @@ def build(index: IndexArgument, file: FileOption = None, json: JsonOption = Fals
     if json:
         emit_json(_plain(built))
         return
+    _tell_published(built)
+    if built.progress.skipped:
+        left_out = _count(built.progress.skipped, "document")
+        notes.print(Text(f"{left_out} left out: `headway index show {built.label}` tells why", "yellow"))
+    console.print(Text(f"To use it: `index: {built.label}` in a release, and `headway apply`.", "dim"))
+
+
+def _tell_published(built: Build) -> None:
+    service = built.spec.index.azure_ai_search
+    if service is not None and service.index:
+        told = f"{built.label} is published: the index {service.index!r} of {service.endpoint}, as it is defined now."
+        console.print(Text(told, "green"), soft_wrap=True)
+        return
     progress = built.progress
     took, reused = format_seconds(progress.seconds), f", {progress.reused:,} reused" if progress.reused else ""
     console.print(
@@ -124,10 +139,6 @@ def build(index: IndexArgument, file: FileOption = None, json: JsonOption = Fals
         ),
         soft_wrap=True,
     )
-    if progress.skipped:
-        left_out = _count(progress.skipped, "document")
-        notes.print(Text(f"{left_out} left out: `headway index show {built.label}` tells why", "yellow"))
-    console.print(Text(f"To use it: `index: {built.label}` in a release, and `headway apply`.", "dim"))
 
 
 @app.command()
@@ -298,6 +309,9 @@ async def _drop(wanted: IndexReference, reason: str) -> Version:
             await versions.drop(connection, found, author=author(), reason=reason)
         async with database.connection() as connection:
             await versions.sweep(connection)
+        if found.progress.remote:
+            await sweep_services(database, SystemClock())
+        async with database.connection() as connection:
             return await versions.find_version(connection, wanted)
 
 
@@ -316,6 +330,8 @@ def _state(version: Version) -> str:
 
 def _described(version: Version) -> dict[str, Any]:
     spec, progress, manifest = version.spec.index, version.progress, version.manifest or {}
+    if spec.is_pinned:
+        return _described_pinned(version, manifest)
     embedder = manifest.get("recipe", {}).get("embedder") or spec.embedder.deployment or "local-static"
     return {
         "version": version.label,
@@ -323,6 +339,7 @@ def _described(version: Version) -> dict[str, Any]:
         "problem": version.problem,
         "used_by": list(version.used_by),
         "lake": spec.lake.url,
+        **({"searched_in": _searched_in(spec.azure_ai_search, progress.remote)} if spec.azure_ai_search else {}),
         "include": list(spec.lake.include),
         "exclude": list(spec.lake.exclude),
         "embedder": embedder,
@@ -334,6 +351,29 @@ def _described(version: Version) -> dict[str, Any]:
         "content_hash": version.manifest_hash,
         "created": f"{version.created_at:%Y-%m-%d %H:%M:%S} by {version.created_by}",
     }
+
+
+def _described_pinned(version: Version, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Describe a version that is an index of a search service, found there."""
+    spec = version.spec.index
+    assert spec.azure_ai_search is not None
+    documents, dimensions = manifest.get("documents"), manifest.get("dimensions")
+    return {
+        "version": version.label,
+        "state": _state(version),
+        "problem": version.problem,
+        "used_by": list(version.used_by),
+        "searched_in": _searched_in(spec.azure_ai_search, spec.azure_ai_search.index),
+        "documents": "not known" if documents is None else f"{documents:,} when it was pinned",
+        "embedder": (spec.embedder.deployment or "local-static") if dimensions else "none: words only",
+        "definition": manifest.get("azure_ai_search", {}).get("definition"),
+        "content_hash": version.manifest_hash,
+        "created": f"{version.created_at:%Y-%m-%d %H:%M:%S} by {version.created_by}",
+    }
+
+
+def _searched_in(service: AzureSearchSpec, remote: str) -> str:
+    return f"Azure AI Search: {remote or 'no index yet'} at {service.endpoint}"
 
 
 def _plain(version: Any) -> dict[str, Any]:
