@@ -9,7 +9,7 @@ from headway.console.gate import services_of
 from headway.console.hour import Hours
 from headway.console.rendering import Renderer
 from headway.console.services import Visitor
-from headway.storage import records
+from headway.storage import records, versions
 from headway.storage.paging import read_page
 
 _APPLICATIONS = 50
@@ -25,6 +25,7 @@ async def show_applications(request: Request, visitor: Visitor) -> Response:
     async with services.database.connection() as connection:
         page = await read_page(connection, records.APPLICATIONS, limit=_APPLICATIONS, cursor=cursor)
         running = await records.read_rollouts(connection, records.of_application(None, active=True), limit=500)
+        uses = await versions.list_uses(connection)
     applications = [item for item in page.items if item["retired_at"] is None]
     return renderer.page(
         "applications.html",
@@ -32,6 +33,7 @@ async def show_applications(request: Request, visitor: Visitor) -> Response:
         applications=applications,
         rollouts={item["application"]: item for item in running.items},
         hours={item["name"]: await hours.of(item) for item in applications},
+        searched={(use.application, use.release): use for use in uses},
         cursor=cursor,
         next=page.next,
     )

@@ -87,6 +87,9 @@ async def test_what_there_is_and_who_uses_it(handbook: Console) -> None:
     assert await browser.get("/indexes", live=True)
     assert "handbook@1" in await browser.get("/indexes/handbook")
     assert '<a href="/indexes" aria-current="page">' in page
+    home = await browser.get("/")
+    assert "plain has all traffic. It searches handbook@1 ." in words(home)
+    assert 'href="/indexes/handbook/1"' in home
 
 
 async def test_a_version(handbook: Console) -> None:
