@@ -37,7 +37,6 @@ POLICY: dict[str, Any] = {
         {"metric": "retrieval_error_rate", "ratio": 2, "floor": "5%"},
         {"metric": "empty_result_rate", "ratio": 2, "floor": "5%"},
         {"metric": "cited_answer_rate", "ratio": 0.7},
-        {"metric": "context_tokens", "ratio": 4},
     ],
     "dwell": "3s",
     "feedback_window": "2s",
@@ -45,19 +44,21 @@ POLICY: dict[str, Any] = {
     "max_duration": "10m",
     "holdback": {"share": "2%", "duration": "5s"},
 }
-WHOLE, CUT = {"tokens": 4000, "overlap": 0}, {"tokens": 160, "overlap": 16}
+FRUGAL = POLICY | {"guardrails": [*POLICY["guardrails"], {"metric": "context_tokens", "ratio": 1.5}]}
+CRUMBS, PARAGRAPHS = {"tokens": 16, "overlap": 0}, {"tokens": 160, "overlap": 16}
+ENOUGH_WORDS = 60
+"""Of an answer that long, or half of a shorter one, a user wants to have been given so much."""
 
 
 def configuration(provider: ProviderProcess, chunk: Mapping[str, int]) -> dict[str, Any]:
     """Two applications, each on the latest version of an index of its own."""
-    narrow = {"max_context_tokens": 200}
     return {
         "deployments": {"main": openai_deployment(provider.base_url, "model")},
-        "policies": {"hasty": POLICY},
+        "policies": {"hasty": POLICY, "frugal": FRUGAL},
         "indexes": {"handbook": {"lake": "file:./handbook"}, "guide": {"lake": "file:./guide", "chunk": dict(chunk)}},
         "applications": {
-            "support": {"policy": "hasty", "release": {"deployment": "main", "index": "handbook"}},
-            "advice": {"policy": "hasty", "release": {"deployment": "main", "index": "guide", "retrieval": narrow}},
+            "support": {"policy": "frugal", "release": {"deployment": "main", "index": "handbook"}},
+            "advice": {"policy": "hasty", "release": {"deployment": "main", "index": "guide"}},
         },
     }
 
@@ -75,15 +76,18 @@ class Users:
     """Users of an application, and what they have met."""
 
     application: str
-    answering: Mapping[str, set[str]]
+    answering: Mapping[str, Mapping[str, int]]
     answers: int = 0
     hits: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
     errors: dict[str, int] = field(default_factory=dict)
 
     def judge(self, answer: Answer) -> float:
-        """Like an answer that was given a passage of the document that answers the question."""
-        wanted = self.answering[answer.question]
-        return CONTENT if any(each.document in wanted for each in answer.citations) else DISCONTENT
+        """Like an answer that was given enough of the section that answers the question."""
+        for path, words in self.answering[answer.question].items():
+            given = sum(len(each.content.split()) for each in answer.citations if each.document == path)
+            if given >= min(ENOUGH_WORDS, words / 2):
+                return CONTENT
+        return DISCONTENT
 
     def note(self, answer: Answer) -> None:
         """Count an answer, and what it was given, by release."""
@@ -137,21 +141,21 @@ async def test_a_poorer_index_version_goes_back_and_a_better_one_is_promoted(
     """The same release, applied after a build, begins a rollout; Headway finds out by itself which version is worse."""
     questions = list(load_faq().questions)[:: 1 if proof else 3]
     lost = {each.path for each in random.Random(7).sample(questions, round(LOST_RATIO * len(questions)))}
-    answering: dict[str, set[str]] = {}
+    answering: dict[str, dict[str, int]] = {}
     for question in questions:
-        answering.setdefault(question.text, set()).add(question.path)
+        answering.setdefault(question.text, {})[question.path] = len(question.answer.split())
     write_documents(tmp_path / "handbook", questions)
     write_documents(tmp_path / "guide", questions)
     headway = Headway(tmp_path, database_url=database_url, environment={"HEADWAY_TICK_SECONDS": "1"})
     async with ProviderProcess({"model": Behaviour(answer_text="As the handbook has it [1].")}) as provider:
-        headway.write(configuration(provider, WHOLE))
+        headway.write(configuration(provider, CRUMBS))
         await build(headway)
         with running(headway):
             crowds = [Users("support", answering), Users("advice", answering)]
             async with coming(headway, crowds):
                 for path in lost:
                     (tmp_path / "handbook" / path).unlink()
-                headway.write(configuration(provider, CUT))
+                headway.write(configuration(provider, PARAGRAPHS))
                 await build(headway)
                 enough = max(WARM_ANSWERS, ASKED * len(questions))
                 await asyncio.to_thread(
@@ -170,6 +174,7 @@ async def test_a_poorer_index_version_goes_back_and_a_better_one_is_promoted(
                 assert only in applied
                 decisions = headway.run_json("rollout", "show", name)["decisions"]
                 assert decisions[0]["message"].endswith(only)
+                assert decisions[0]["metric"] == ("thumbs_up" if name == "support" else None)
                 headway.run("rollout", "replay", name)
             check_losses(headway, rollouts, lost)
 

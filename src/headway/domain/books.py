@@ -19,7 +19,7 @@ from headway.domain.evidence import Counts, ExposureKey, bucket
 from headway.domain.figures import describe
 from headway.domain.metric import FEEDBACK_RATE, REPORT_RATE
 from headway.domain.processes import Bank, RulePlan, harm_stream, plan_rule, rating_counts, safe_stream
-from headway.domain.recording import Terms
+from headway.domain.recording import Terms, cut_off
 from headway.domain.rollout import Phase, Status, phase_of, shares_ahead
 from headway.domain.strata import BucketSums, Strata, StrataState
 from headway.domain.weighing import TRAFFIC, FloatArray, PhaseBooks, Weighing
@@ -325,7 +325,7 @@ class Books:
         stage, period, arm = rating.stage, rating.period, rating.arm
         if plan.metric.kind == "positive":
             limit = None if plan.known is None else plan.known.limit
-            value = rating.value if limit is None else min(rating.value, limit)
+            value = rating.value if limit is None else min(rating.value, cut_off(limit, plan.rule.margin))
             cell = bucket(rating.unit)
             self._add_mean(self._strata.open(harm, stage, 1), arm, cell, value)
             if feed.is_ramp:

@@ -22,7 +22,7 @@ class MetricBaseline(msgspec.Struct, frozen=True):
     Attributes:
         observations: Interactions, or raters, that it comes from; 0 for a declared one.
         level: Rate (0 to 1), mean in the metric's unit, or quantile in milliseconds, by the kind of metric.
-        limit: Of positive values: their 99.9th percentile, where they are cut off.
+        limit: Of positive values: their 99.9th percentile; ``cut_off`` says where they are cut off.
         unit_variance: s0^2 of F6: the variance of a bucket's ratio, measured on windows of at most 24 hours.
         bucket_interactions: Interactions per bucket in those windows; s0^2 is scaled by it.
     """
@@ -123,12 +123,26 @@ def plan_recording(policy: Policy, baseline: Baseline) -> Recording:
             slow.append(SlowTest(slow_test_name(rule.metric, repr(stage.share)), metric.value, edge, edge + down))
         if rule.require == "superior":
             slow.append(SlowTest(slow_test_name(rule.metric, "superior"), metric.value, edge, edge))
+    margins = {rule.metric: rule.margin for rule in policy.rules}
     limits = {
-        metric.name: round(known.limit * metric.per_unit)
+        metric.name: round(cut_off(known.limit, margins.get(metric.name, 1.0)) * metric.per_unit)
         for metric in VALUE_METRICS
         if (known := baseline.metrics.get(metric.name)) is not None and known.limit is not None
     }
     return Recording(policy.period_seconds, tuple(slow), limits)
+
+
+def cut_off(limit: float, margin: float) -> float:
+    """Give where values are cut off: as far above stable's limit as the margin allows the mean to grow.
+
+    Where stable's values are much alike, most values of a candidate beyond its margin lie above that limit; cut off
+    there, it would pass for equal.
+
+    Args:
+        limit: Stable's 99.9th percentile.
+        margin: The ratio of the metric's rule.
+    """
+    return limit * max(margin, 1.0)
 
 
 def slow_test_name(metric: str, test: str) -> str:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from headway.domain.metric import MEASURED
 from headway.domain.policy import Policy, StageRule
-from headway.domain.recording import Baseline, MetricBaseline, Recording, SlowTest, plan_recording
+from headway.domain.recording import Baseline, MetricBaseline, Recording, SlowTest, cut_off, plan_recording
 from headway.stats import GAMMA, log_histogram_bin
 from tests.ledger_cases import make_rule, make_terms
 
@@ -50,8 +50,10 @@ def test_what_the_baseline_does_not_tell_is_not_recorded() -> None:
     assert plan_recording(policy, Baseline()) == Recording()
 
 
-def test_limits_are_in_small_units() -> None:
-    assert make_terms(make_rule("cost", 1.1)).recording.limits == {"cost": 10_000_000}
+def test_limits_are_in_small_units_and_leave_room_for_the_margin() -> None:
+    for margin, limit in ((1.1, 11_000_000), (3.0, 30_000_000)):
+        assert make_terms(make_rule("cost", margin)).recording.limits == {"cost": limit}
+    assert (cut_off(5.0, 1.5), cut_off(5.0, 0.8)) == (7.5, 5.0)
 
 
 @pytest.mark.parametrize(("window", "period"), [(3600.0, 3600), (86_400.0, 3600), (90.0, 90), (0.0, 1)])
