@@ -12,10 +12,17 @@ import pytest
 from numpy.typing import NDArray
 
 from headway.config.indexes import ChunkSpec, LakeSpec
-from headway.errors import ConflictError, HeadwayError, LakeError, ProviderUnavailableError, UnreadableDocumentError
+from headway.errors import (
+    ConfigurationError,
+    ConflictError,
+    HeadwayError,
+    LakeError,
+    ProviderUnavailableError,
+    UnreadableDocumentError,
+)
 from headway.lake.sources import Lake, LakeObject
 from headway.retrieval.building import resume, start
-from headway.storage import builds
+from headway.storage import builds, partitions
 from headway.storage.builds import Build, Count
 from headway.storage.database import Connection, Database
 from tests.lakes import CountingEmbedder, build, document, make_tools, specify, write_documents
@@ -189,6 +196,31 @@ class Gate(CountingEmbedder):
         self.reached.set()
         await self.opened.wait()
         return await super().embed(texts)
+
+
+class Long(CountingEmbedder):
+    """Makes long vectors."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.dimensions = dimensions
+
+
+async def test_vectors_may_be_as_long_as_a_graph_takes(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_documents(tmp_path, 12)
+    monkeypatch.setattr(partitions, "GRAPH_CHUNKS", 10)
+    built = await build(database, tmp_path, Long(4000))
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT count(*), min(vector_dims(embedding)), bool_and(abs(l2_norm(embedding) - 1) < 0.01),"
+            " to_regclass(%s) IS NOT NULL FROM index_chunk WHERE version = %s",
+            (f"index_chunk_{built.version}_vectors", built.version),
+        )
+        assert await cursor.fetchone() == (built.progress.chunks, 4000, True, True)
+    with pytest.raises(ConfigurationError, match="vectors of 4,001 dimensions cannot be searched, 4,000 is the most"):
+        await build(database, tmp_path, Long(4001))
 
 
 async def test_two_builds_of_one_index_at_once(database: Database, tmp_path: Path) -> None:
