@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
@@ -97,7 +99,8 @@ def compare(**given: Any) -> None:
         raise InvalidRequestError("give either --queries FILE or --from-interactions APPLICATION", param="queries")
     limits = dict(_read_limit(text) for text in options.fail_below or ())
     try:
-        found, asked = run_async(_compare(options))
+        with _hushed():
+            found, asked = run_async(_compare(options))
     except KeyboardInterrupt:
         notes.print("Stopped.")
         raise typer.Exit(130) from None
@@ -161,6 +164,18 @@ async def _find_retrieval(connection: Connection, options: Options) -> Retrieval
     if retrieval is None and options.application is not None:
         raise NotFoundError(f"the stable release of {name} has no search index", param="application")
     return retrieval or plain
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Say nothing of the searches that Ctrl-C cuts off."""
+    log = logging.getLogger("psycopg")
+    was = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(was)
 
 
 def _open_bar(*, quiet: bool) -> Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -11,16 +12,19 @@ from headway.config.indexes import EmbedderSpec, IndexReference
 from headway.domain.knowledge import Found
 from headway.domain.release import Retrieval
 from headway.errors import NotFoundError, RetrievalError
+from headway.retrieval.building import start
 from headway.retrieval.comparing import Comparison, LostDocument, Trial, compare_versions
 from headway.retrieval.queries import Label, LabelledQuery
 from headway.retrieval.retriever import VersionRetriever, Versions
 from headway.retrieval.searching import VersionSearch
+from headway.runtime.indexes import open_retriever, open_tools
 from headway.storage import versions
 from headway.storage.database import Database
 from headway.storage.versions import Version
+from headway.testing.faq import load_faq
 from tests.asked import CHANGED, PAGES
 from tests.indexes import SPEC, Page, publish
-from tests.lakes import CountingEmbedder
+from tests.lakes import CountingEmbedder, specify
 
 WORDS_ONLY = Retrieval("", 0, top_k=2, hybrid_weight=0)
 TRAINS = LabelledQuery("how are trains booked?", (Label("travel.md"),))
@@ -209,6 +213,32 @@ async def test_only_published_versions_are_compared(stand: Stand) -> None:
         await versions.drop(connection, await stand.find("handbook@1"), author="ann")
     with pytest.raises(NotFoundError, match="handbook@1 was dropped: only published versions can be searched"):
         await stand.compare(LEAVE)
+
+
+async def test_of_real_questions_the_removed_answers_are_named(database: Database, tmp_path: Path) -> None:
+    faq = load_faq()
+    some = faq.questions[::12]
+    gone = {question.path for question in some[::4]}
+    others = {question.path for question in faq.questions} - {question.path for question in some}
+    faq.write_answers(tmp_path, without=others)
+    async with open_tools(database, SystemClock()) as tools:
+        spec = specify(tmp_path)
+        await start(tools, "faq", spec, author="ann", tell=lambda _: None)
+        for path in gone:
+            (tmp_path / path).unlink()
+        await start(tools, "faq", spec, author="ann", tell=lambda _: None)
+    queries = [LabelledQuery(question.text, (Label(question.path),)) for question in some]
+    async with database.connection() as connection:
+        before, after = [await versions.find_version(connection, IndexReference("faq", number)) for number in (1, 2)]
+    async with open_retriever(database, SystemClock(), seconds=60) as retriever:
+        found = await compare_versions(database, retriever, Trial(before, after, Retrieval("", 0, top_k=10)), queries)
+    assert found.relevance is not None
+    recall = found.relevance.recall
+    assert recall.difference.upper < 0 < recall.after.mean
+    assert recall.worse >= 0.8 * len(gone), "most were found before"
+    removed = {lost.document for lost in found.lost.documents if lost.state == "removed"}
+    assert removed <= gone
+    assert len(removed) == found.lost.removed == recall.worse
 
 
 class Unlucky:
