@@ -17,7 +17,7 @@ WORKERS ?= auto
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## A real model, then three rollouts that decide themselves (ONCE=1: end when it is done)
+demo: $(VENV)/.demo ## A real model, answers from documents, four rollouts that decide themselves (ONCE=1: end when it is done)
 	@$(BIN)/headway demo $(if $(ONCE),--once)
 
 run: $(VENV)/.base ## Run Headway with the headway.yaml of this folder

@@ -35,10 +35,10 @@ def read(folder: Path, *arguments: str) -> Any:
 def test_the_demo_answers_rates_reports_and_shows_what_was_recorded(tmp_path: Path, proof: bool) -> None:
     told = run(tmp_path, "demo", "--once")
     assert told.count("👍 names") + told.count("👎 does not") + told.count("👎 names") == QUESTIONS
-    assert "no data" not in told.partition("What Headway recorded")[2].partition("Three more applications")[0]
+    assert "no data" not in told.partition("What Headway recorded")[2].partition("Four more applications")[0]
     assert "went wrong" not in told
     assert "source .headway-demo/env" in told
-    reading = told.partition("A reader asks")[2].partition("Three more applications")[0]
+    reading = told.partition("A reader asks")[2].partition("Four more applications")[0]
     for document in ("howto/run-in-production.md", "glossary.md"):
         assert re.search(rf"\[[12]] .*{document} .*0\.\d\d  handbook@1", reading)
     assert reading.count("no passage fits") == 1

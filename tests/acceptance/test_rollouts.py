@@ -46,10 +46,11 @@ def configuration(provider: ProviderProcess, release: int) -> dict[str, Any]:
     """The demo's own configuration, without the real model and the documents."""
     text = resources.files("headway.cli.demo").joinpath("files", "headway.yaml").read_text("utf-8")
     port = provider.base_url.rsplit(":", 1)[1].removesuffix("/v1")
-    wanted = {"model_port": 1, "simulator_port": port, "support": "none", "simulated": release}
+    wanted = {"model_port": 1, "simulator_port": port, "support": "none", "simulated": release, "left_out": ""}
     found: dict[str, Any] = yaml.safe_load(Template(text).substitute(wanted))
-    del found["applications"]["support"], found["applications"]["guide"], found["deployments"]["smollm"]
-    del found["indexes"]
+    for name in ("support", "guide", "manual"):
+        del found["applications"][name]
+    del found["deployments"]["smollm"], found["indexes"]
     return found
 
 

@@ -12,9 +12,20 @@ import pytest
 from rich.console import Console
 
 from headway.cli.demo import documents
-from headway.cli.demo.documents import lay_out, locate_manual
+from headway.cli.demo.documents import (
+    INCLUDED,
+    INDEX,
+    LEFT_OUT,
+    find_questions,
+    lay_out,
+    locate_manual,
+    write_questions,
+)
 from headway.cli.demo.screen import Reading, Screen, Source, excerpt
+from headway.cli.demo.site import Ports, Site
 from headway.clock import ManualClock
+from headway.config.load import load
+from headway.retrieval.queries import read_queries
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
@@ -67,3 +78,31 @@ def test_an_excerpt_begins_where_the_answer_is() -> None:
     assert excerpt("One. Two is two. Three.", "it is two") == "… Two is two. Three."
     assert excerpt("One.\nTwo.", "nothing") == "One. Two."
     assert excerpt("", "nothing") == ""
+
+
+def test_questions_are_of_what_the_index_holds_and_name_what_answers_them(tmp_path: Path) -> None:
+    """Headings are the questions; the file of them is read by the comparison of index versions."""
+    lake, file = tmp_path / "documents", tmp_path / "questions.jsonl"
+    lay_out(lake)
+    questions = find_questions(lake)
+    assert questions["Run in production: Replicas"] == "howto/run-in-production.md"
+    assert set(LEFT_OUT) < set(questions.values()) < PAGES
+    lost = sum(document in LEFT_OUT for document in questions.values())
+    assert 0.1 < lost / len(questions) < 0.5
+    write_questions(file, questions)
+    assert {(each.text, *(label.document for label in each.relevant)) for each in read_queries(file)} == set(
+        questions.items()
+    )
+
+
+def test_the_configuration_names_the_subset(tmp_path: Path) -> None:
+    site = Site(tmp_path, Ports(1, 2, 3, 4))
+    for version, left_out in ((1, ()), (2, LEFT_OUT)):
+        site.write_configuration("plain", version)
+        specification = load(site.config).specification
+        lake = specification.indexes[INDEX].lake
+        assert (lake.url, lake.include, lake.exclude) == (f"file:{site.documents}", INCLUDED, left_out)
+        for application, wanted in (("guide", 1), ("manual", version)):
+            retrieval = specification.applications[application].release.bundle.retrieval
+            assert retrieval is not None
+            assert retrieval.label == f"{INDEX}@{wanted}"

@@ -1,12 +1,12 @@
-"""The demo's rollouts: three candidates meet simulated users at the same time, and Headway decides on each."""
+"""The demo's rollouts: four candidates meet simulated users at the same time, and Headway decides on each."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -16,11 +16,12 @@ from rich.text import Text
 
 from headway.cli.demo.screen import Screen
 from headway.cli.demo.site import Site
-from headway.cli.demo.stories import STORIES, Story
+from headway.cli.demo.stories import Story
 from headway.clock import Clock
 from headway.domain.display import MetricText, describe_metric, describe_state, format_seconds, format_share
 from headway.runtime import open_database
 from headway.storage.database import Database
+from headway.storage.losses import describe_losses, find_losses
 from headway.storage.rollouts import (
     Figure,
     Rollout,
@@ -49,12 +50,14 @@ class Outcome:
         rollout: As it stands.
         figure: Its latest figures; None before the first.
         decision: The latest decision; None before the first.
+        lost: Documents that answers came from and that the candidate's index version lacks, named; empty for none.
     """
 
     story: Story
     rollout: Rollout
     figure: Figure | None
     decision: RolloutDecision | None
+    lost: str = ""
 
     @property
     def is_right(self) -> bool:
@@ -63,45 +66,47 @@ class Outcome:
 
 
 async def hold_contest(
-    site: Site, key: str, screen: Screen, clock: Clock, begin: Callable[[], None]
+    site: Site, key: str, screen: Screen, clock: Clock, stories: Sequence[Story], begin: Callable[[], None]
 ) -> tuple[Outcome, ...]:
-    """Let users come to the three applications, start their rollouts, and watch until each is decided.
+    """Let users come to the applications, start their rollouts, and watch until each is decided.
 
     Args:
         site: The demo, with Headway running.
         key: Its API key.
         screen: Shows what happens.
         clock: Tells how long it takes.
+        stories: The applications.
         begin: Applies the configuration that names the second releases.
 
     Returns:
         Where each rollout stands in the end: within three minutes, decided or not.
     """
-    behaviours = {model: behaviour for story in STORIES for model, behaviour in story.behaviours.items()}
+    behaviours = {model: behaviour for story in stories for model, behaviour in story.behaviours.items()}
     async with (
         ProviderProcess(behaviours, port=site.ports.simulator),
         open_database(site.settings()) as database,
-        _users(site, key) as answers,
+        _users(site, key, stories) as answers,
     ):
         with screen.step("Users come: 1,000 answers of each first release are the baseline") as notes:
             deadline = clock.monotonic_seconds() + _WARM_SECONDS
-            while min(answers[story.application] for story in STORIES) < _WARM_ANSWERS:
+            while min(answers[story.application] for story in stories) < _WARM_ANSWERS:
                 if clock.monotonic_seconds() > deadline:
                     break
                 await clock.sleep(_REFRESH_SECONDS)
             notes.append(f"{answers.total():,} answers")
         await asyncio.to_thread(begin)
-        return await _watch(database, screen, clock)
+        outcomes = await _watch(database, screen, clock, stories)
+        return tuple([replace(outcome, lost=await _find_lost(database, outcome.rollout)) for outcome in outcomes])
 
 
 @contextlib.asynccontextmanager
-async def _users(site: Site, key: str) -> AsyncIterator[Counter[str]]:
+async def _users(site: Site, key: str, stories: Sequence[Story]) -> AsyncIterator[Counter[str]]:
     """Let the users come while the block runs; counts answers by application."""
     answers: Counter[str] = Counter()
     crowds = asyncio.gather(
         *(
             run_traffic(site.base_url, key, story.traffic(seed), observe=_counter(answers, story.application))
-            for seed, story in enumerate(STORIES)
+            for seed, story in enumerate(stories)
         )
     )
     try:
@@ -119,13 +124,19 @@ def _counter(answers: Counter[str], application: str) -> Callable[[Answer], None
     return count
 
 
-async def _watch(database: Database, screen: Screen, clock: Clock) -> tuple[Outcome, ...]:
+async def _find_lost(database: Database, rollout: Rollout) -> str:
+    async with database.connection() as connection:
+        losses = await find_losses(connection, rollout.number)
+    return describe_losses(losses) if losses is not None else ""
+
+
+async def _watch(database: Database, screen: Screen, clock: Clock, stories: Sequence[Story]) -> tuple[Outcome, ...]:
     began = clock.monotonic_seconds()
     outcomes: tuple[Outcome, ...] = ()
     told: set[tuple[int, int]] = set()
     with Live(console=screen.console, transient=True, refresh_per_second=4) as live:
         while True:
-            outcomes = await _look(database)
+            outcomes = await _look(database, stories)
             elapsed = clock.monotonic_seconds() - began
             for outcome in outcomes:
                 _tell(screen, outcome, told, elapsed)
@@ -135,10 +146,10 @@ async def _watch(database: Database, screen: Screen, clock: Clock) -> tuple[Outc
             await clock.sleep(_REFRESH_SECONDS)
 
 
-async def _look(database: Database) -> tuple[Outcome, ...]:
+async def _look(database: Database, stories: Sequence[Story]) -> tuple[Outcome, ...]:
     outcomes = []
     async with database.connection() as connection:
-        for story in STORIES:
+        for story in stories:
             (rollout, *_) = await list_rollouts(connection, application=story.application)
             decisions = await list_decisions(connection, rollout.number, limit=1)
             figure = await latest_figure(connection, rollout.number)
@@ -216,7 +227,7 @@ def _safety(text: MetricText) -> str:
 
 def describe_outcomes(outcomes: tuple[Outcome, ...]) -> Table:
     """Sum the rollouts up: what was true, what was decided, after how much."""
-    table = Table(title="Three rollouts, decided by themselves", title_justify="left", title_style="bold")
+    table = Table(title="The rollouts, decided by themselves", title_justify="left", title_style="bold")
     for name in ("application", "truth", "decision", "interactions", "of them candidate", "after"):
         table.add_column(name, justify="left" if name in ("application", "truth", "decision") else "right")
     for outcome in outcomes:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
+import msgspec
+
 INDEX = "handbook"
+INCLUDED = ("howto/*.md", "decisions/*.md", "glossary.md")
+"""The subset that the index is built over, as headway.yaml has it."""
+LEFT_OUT = ("howto/run-in-production.md", "howto/collect-feedback.md")
+"""What its second version lacks."""
 APPLICATION = "guide"
 
 QUESTIONS = (
@@ -17,6 +25,7 @@ QUESTIONS = (
 )
 """What a reader asks; the last one is answered nowhere in them."""
 
+_HEADING = re.compile(r"^(#{1,3}) +(.+?)\s*$", re.MULTILINE)
 _CHECKOUT = Path(__file__).parents[4]
 
 
@@ -42,3 +51,22 @@ def lay_out(lake: Path) -> int:
             shutil.copyfile(document, copy)
         new.rename(lake)
     return sum(1 for path in lake.rglob("*") if path.is_file())
+
+
+def find_questions(lake: Path) -> Mapping[str, str]:
+    """Make questions of the headings of the documents in the index: each with the document that answers it."""
+    found: dict[str, str] = {}
+    for pattern in INCLUDED:
+        for document in sorted(lake.glob(pattern)):
+            headings = [heading for _, heading in _HEADING.findall(document.read_text(encoding="utf-8"))]
+            for heading in headings[1:]:
+                found[f"{headings[0]}: {heading}"] = document.relative_to(lake).as_posix()
+    return found
+
+
+def write_questions(path: Path, questions: Mapping[str, str]) -> None:
+    """Write questions, with the documents that answer them, as `headway index compare` reads them."""
+    lines = [
+        msgspec.json.encode({"query": question, "relevant": [document]}) for question, document in questions.items()
+    ]
+    path.write_bytes(b"\n".join(lines) + b"\n")

@@ -16,11 +16,12 @@ from rich.text import Text
 from headway.cli.demo.asking import Traffic, hold
 from headway.cli.demo.contest import describe_outcomes, hold_contest
 from headway.cli.demo.documents import APPLICATION as GUIDE
-from headway.cli.demo.documents import INDEX, lay_out
+from headway.cli.demo.documents import INDEX, LEFT_OUT, find_questions, lay_out, write_questions
 from headway.cli.demo.reading import read
 from headway.cli.demo.screen import Screen
 from headway.cli.demo.site import APPLICATION, FIRST_RELEASE, SECOND_RELEASE, Site, open_site
 from headway.cli.demo.stories import RULE as CONTEST_RULE
+from headway.cli.demo.stories import STORIES, tell_of_documents
 from headway.cli.demo.visitors import RULE
 from headway.cli.terminal import console, run_async
 from headway.clock import SystemClock, utc
@@ -159,18 +160,26 @@ def _hold_contest(site: Site, key: str, screen: Screen, clock: SystemClock) -> N
     """Roll the second releases of the simulated applications out, unless an earlier run of the demo has done so."""
     if site.config.read_text("utf-8") != site.configuration(SECOND_RELEASE, 1):
         return
-    screen.heading("Three more applications get a new release each. Nobody tells Headway which of them is good.")
+    screen.heading("Four more applications get a new release each. Nobody tells Headway which of them is good.")
     screen.say(CONTEST_RULE)
     screen.say(f"Watch them in a browser too: {site.control_url}\n")
 
     def begin() -> None:
         site.write_configuration(SECOND_RELEASE, 2)
-        screen.say(f"{_near(site.config)}: tutor, shop and travel get their second release")
+        screen.say(f"{_near(site.config)}: the second releases; the index leaves out {' and '.join(LEFT_OUT)}")
+        _command(site, screen, "index", "build", INDEX, shown=("is published",))
+        _command(site, screen, "index", "diff", f"{INDEX}@1", f"{INDEX}@2")
         _command(site, screen, "apply", "--yes", "--accept", shown=("is rolled out", "max_duration", "has begun"))
 
-    outcomes = run_async(hold_contest(site, key, screen, clock, begin))
+    questions = find_questions(site.documents)
+    write_questions(site.questions, questions)
+    stories = (*STORIES, tell_of_documents(questions))
+    outcomes = run_async(hold_contest(site, key, screen, clock, stories, begin))
     screen.console.print()
     screen.console.print(describe_outcomes(outcomes))
+    for outcome in outcomes:
+        if outcome.lost:
+            screen.say(f"{outcome.rollout.application}: {outcome.lost}")
 
 
 def _show_results(screen: Screen, traffic: Traffic, rows: list[dict[str, Any]]) -> None:
@@ -228,7 +237,9 @@ def _show_next_steps(screen: Screen, site: Site, traffic: Traffic, *, running: b
     screen.shell(f"headway index show {INDEX}@1", "what the guide answers from; its documents are yours to change")
     screen.shell("headway releases list", "who gets which share")
     screen.shell(f"headway rollout show {APPLICATION}", "the rollout on the real model: still collecting")
-    screen.shell("headway rollout list")
+    screen.shell("headway rollout show manual", "why it went back, and which documents were lost")
+    questions = shlex.quote(str(_near(site.questions)))
+    screen.shell(f"headway index compare {INDEX}@1 {INDEX}@2 --queries {questions}", "what tells before any traffic")
     screen.shell("headway rollout replay shop", "every decision, recomputed from the stored evidence")
     screen.shell("headway feedback list")
     screen.shell("headway reports list")

@@ -19,6 +19,7 @@ from string import Template
 
 import msgspec
 
+from headway.cli.demo.documents import LEFT_OUT
 from headway.clock import SystemClock
 from headway.config.settings import Settings
 from headway.errors import ConfigurationError, HeadwayError
@@ -77,6 +78,11 @@ class Site:
         return self.home / "documents"
 
     @property
+    def questions(self) -> Path:
+        """What users ask of the documents, with what answers it: a file to compare index versions by."""
+        return self.home / "questions.jsonl"
+
+    @property
     def variables(self) -> Path:
         """A shell file that points commands and OpenAI clients at this demo."""
         return self.home / "env"
@@ -131,7 +137,11 @@ class Site:
     def configuration(self, support: str, simulated: int) -> str:
         """The bundled headway.yaml that wants a release of ``support`` and the first or second simulated ones."""
         return Template(_bundled("headway.yaml")).substitute(
-            model_port=self.ports.model, simulator_port=self.ports.simulator, support=support, simulated=simulated
+            model_port=self.ports.model,
+            simulator_port=self.ports.simulator,
+            support=support,
+            simulated=simulated,
+            left_out=", ".join(LEFT_OUT if simulated > 1 else ()),
         )
 
     def write_variables(self, key: str) -> None:
