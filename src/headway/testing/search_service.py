@@ -111,7 +111,7 @@ class SearchServiceSimulator:
         self._port = port
         self._scripted: deque[tuple[str, Scripted]] = deque()
         self._failing: dict[str, tuple[int, int]] = {}
-        self._runner: web.ServerRunner | None = None
+        self._runner: web.AppRunner | None = None
         self._gate = asyncio.Event()
         self._gate.set()
         self._etags = 0
@@ -127,7 +127,9 @@ class SearchServiceSimulator:
 
     async def start(self) -> None:
         """Listen."""
-        self._runner = web.ServerRunner(web.Server(self._serve), shutdown_timeout=0.1)
+        application = web.Application(client_max_size=2 * MOST_BYTES)
+        application.router.add_route("*", "/{path:.*}", self._serve)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await site.start()
@@ -165,7 +167,7 @@ class SearchServiceSimulator:
 
     # --- serving ----------------------------------------------------------------------------------------------------
 
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
         body = msgspec.json.decode(raw) if raw else None
         self.calls.append(SearchCall(request.method, request.path, dict(request.headers), body))
@@ -179,7 +181,7 @@ class SearchServiceSimulator:
         except RefusalError as refusal:
             return _error(400, str(refusal))
 
-    def _play(self, request: web.BaseRequest, answer: Scripted) -> web.Response:
+    def _play(self, request: web.Request, answer: Scripted) -> web.Response:
         if not answer.status:
             assert request.transport is not None
             request.transport.abort()
@@ -188,7 +190,7 @@ class SearchServiceSimulator:
             return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
         return _error(answer.status, answer.message, answer.headers)
 
-    async def _answer(self, request: web.BaseRequest, body: Any, size: int) -> web.Response:
+    async def _answer(self, request: web.Request, body: Any, size: int) -> web.Response:
         version = request.query.get("api-version")
         refuse_unless(version, "the api-version query parameter is required")
         refuse_unless(version in API_VERSIONS, f"invalid or unsupported api-version {version!r}")
@@ -217,7 +219,7 @@ class SearchServiceSimulator:
         route = routes.get((request.method, rest))
         return _error(405, "method not allowed") if route is None else route(held, body, size)
 
-    def _authenticate(self, request: web.BaseRequest, rest: str) -> web.Response | None:
+    def _authenticate(self, request: web.Request, rest: str) -> web.Response | None:
         key, authorization = request.headers.get("api-key"), request.headers.get("Authorization", "")
         if key is None and not authorization:
             return _error(401, "credentials are missing")
@@ -227,7 +229,7 @@ class SearchServiceSimulator:
             return None
         return _error(403, "authorization failed")
 
-    def _put(self, request: web.BaseRequest, name: str, body: Any) -> web.Response:
+    def _put(self, request: web.Request, name: str, body: Any) -> web.Response:
         refuse_unless(request.headers.get("Prefer") == "return=representation", "the header Prefer is required")
         check_definition(body, name)
         self._etags += 1
