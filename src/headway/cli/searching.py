@@ -165,7 +165,8 @@ def _show(found: Inspection, groups: frozenset[str]) -> None:
         return
     for place, (passage, excerpt) in enumerate(zip(passages, found.excerpts, strict=True), start=1):
         console.print(_head(place, passage), soft_wrap=True)
-        for line in (Text(_where(passage), "dim"), Text(_why(passage), "dim"), _text(excerpt)):
+        why = _why_remote(passage) if found.is_remote else _why(passage)
+        for line in (Text(_where(passage), "dim"), Text(why, "dim"), _text(excerpt)):
             console.print(Padding(line, (0, 0, 0, 4), expand=False), width=min(console.width, _COLUMNS))
         if place < len(passages):
             console.print()
@@ -190,6 +191,13 @@ def _why(passage: Passage) -> str:
     if passage.text_rank is not None:
         worded = f"place {passage.text_rank}, {worded}"
     return f"by meaning: {near} · by words: {worded}"
+
+
+def _why_remote(passage: Passage) -> str:
+    """Say what little a search service tells of a score."""
+    near = "" if passage.similarity is None else f" · similarity {passage.similarity:.2f}"
+    way = " by meaning" if passage.vector_rank else " by words" if passage.text_rank else ""
+    return f"ranked by Azure AI Search{way}{near}"
 
 
 def _text(excerpt: Excerpt) -> Text:

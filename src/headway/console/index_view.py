@@ -102,6 +102,8 @@ def _headline(version: Version) -> str:
         if version.stage != "load":
             return _DOING[version.stage]
         return f"{progress.done:,} of {count(progress.documents, 'document')} loaded{_left(version)}."
+    if version.state == "published" and version.spec.index.is_pinned:
+        return _headline_pinned(version)
     words = {
         "published": f"{count(progress.loaded, 'document')} in {count(progress.chunks, 'passage')}.",
         "failed": f"The build failed after {count(progress.done, 'document')}.",
@@ -109,6 +111,12 @@ def _headline(version: Version) -> str:
         "dropped": "Dropped: what it held is gone, what it was made of is still known.",
     }
     return words[version.state]
+
+
+def _headline_pinned(version: Version) -> str:
+    found = (version.manifest or {}).get("documents")
+    held = "" if found is None else f", with {count(found, 'document')} when it was found"
+    return f"An index of Azure AI Search as it is{held}."
 
 
 def _left(version: Version) -> str:
@@ -140,9 +148,15 @@ def _steps(version: Version) -> list[StepView]:
 
 
 def _source(spec: VersionSpec) -> list[Fact]:
-    index = spec.index
+    index, service = spec.index, spec.index.azure_ai_search
     lake = index.lake
-    facts = [Fact("lake", lake.url, exact=True), Fact("include", "  ".join(lake.include), exact=True)]
+    facts = []
+    if service is not None:
+        facts.append(Fact("Azure AI Search", service.endpoint, exact=True))
+    if service is not None and index.is_pinned:
+        facts.append(Fact("index there", service.index, exact=True))
+        return [*facts, Fact("embedder", name_embedder(spec) if service.fields and service.fields.vector else "none")]
+    facts += [Fact("lake", lake.url, exact=True), Fact("include", "  ".join(lake.include), exact=True)]
     if lake.exclude:
         facts.append(Fact("exclude", "  ".join(lake.exclude), exact=True))
     if lake.prefix:
@@ -160,6 +174,8 @@ def _source(spec: VersionSpec) -> list[Fact]:
 
 def _work(version: Version) -> list[Fact]:
     progress, manifest = version.progress, version.manifest or {}
+    if version.spec.index.is_pinned:
+        return [Fact("took", format_seconds(progress.seconds))]
     facts = [
         Fact("documents", f"{progress.loaded:,} of {progress.documents:,}"),
         Fact("left out", f"{progress.skipped:,}"),

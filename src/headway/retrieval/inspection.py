@@ -21,14 +21,21 @@ class Inspection:
     """What a search by hand came back with.
 
     Attributes:
+        version: That was searched.
         retrieval: What was asked for.
         found: Passages, best first.
         excerpts: Their texts, with the query's words marked.
     """
 
+    version: Version
     retrieval: Retrieval
     found: Found
     excerpts: tuple[Excerpt, ...]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a search service ranks: of what its scores come from it tells little."""
+        return self.version.spec.index.azure_ai_search is not None
 
 
 async def inspect(
@@ -55,7 +62,7 @@ async def inspect(
     texts = [passage.text for passage in found.passages]
     async with database.connection() as connection:
         excerpts = await marking.mark(connection, version.spec.index.language, query, texts)
-    return Inspection(retrieval, found, tuple(excerpts))
+    return Inspection(version, retrieval, found, tuple(excerpts))
 
 
 def require_searchable(version: Version) -> None:
