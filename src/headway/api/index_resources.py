@@ -82,10 +82,11 @@ class IndexDiff(Resource):
 
     before: str = Field(description="The one version.")
     after: str = Field(description="The other.")
-    added: int
-    changed: int
-    removed: int
-    items: list[DocumentChange]
+    added: int = Field(description="Documents that only the other has.")
+    changed: int = Field(description="Documents with other content, or other groups.")
+    removed: int = Field(description="Documents that only the one has.")
+    items: list[DocumentChange] = Field(description="Some of them.")
+    next: str | None = Field(description="The `cursor` of the next page; null on the last.")
 
 
 class VersionQuery(PageQuery):
@@ -99,6 +100,13 @@ class DocumentQuery(PageQuery):
     """Which documents."""
 
     state: DocumentState | None = None
+
+
+class DiffQuery(PageQuery):
+    """Which versions to compare."""
+
+    before: VersionNumber
+    after: VersionNumber
 
 
 class ReasonWish(Wish):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
 from headway.api.control_parts import Admin, Name, Number, Services, Viewer, problems, signature
 from headway.api.index_resources import (
+    DiffQuery,
     DocumentQuery,
     Index,
     IndexDiff,
@@ -16,7 +16,6 @@ from headway.api.index_resources import (
     IndexList,
     IndexVersion,
     ReasonWish,
-    VersionNumber,
     VersionQuery,
 )
 from headway.api.resources import Page
@@ -88,20 +87,20 @@ async def list_documents(
 
 
 @router.get("/indexes/{index}/diff", response_model=IndexDiff, responses=problems(404))
-async def compare_versions(
-    services: Services,
-    _: Viewer,
-    index: Name,
-    before: Annotated[VersionNumber, Query()],
-    after: Annotated[VersionNumber, Query()],
-) -> Any:
-    """List the documents that differ between two versions of an index."""
+async def compare_versions(services: Services, _: Viewer, index: Name, wanted: Annotated[DiffQuery, Query()]) -> Any:
+    """Compare two versions of an index: the documents that differ, in the order of their paths."""
     async with services.database.connection() as connection:
-        older = await versions.find_version(connection, IndexReference(index, before))
-        newer = await versions.find_version(connection, IndexReference(index, after))
-        changes = await versions.compare(connection, older, newer)
-    counts = {kind: sum(each.change == kind for each in changes) for kind in ("added", "changed", "removed")}
-    return {"before": older.label, "after": newer.label, **counts, "items": [asdict(each) for each in changes]}
+        older = await versions.find_version(connection, IndexReference(index, wanted.before))
+        newer = await versions.find_version(connection, IndexReference(index, wanted.after))
+        counts = await versions.count_changes(connection, older, newer)
+        page = await read_page(
+            connection,
+            versions.CHANGES,
+            versions.between(older, newer),
+            limit=wanted.limit,
+            cursor=wanted.cursor,
+        )
+    return {"before": older.label, "after": newer.label, **counts, "items": page.items, "next": page.next}
 
 
 @router.post("/indexes/{index}/builds", response_model=IndexVersion, status_code=202, responses=problems(404, 409))

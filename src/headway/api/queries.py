@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from headway.domain.feedback import ReportStatus, Severity, Source
-from headway.storage.paging import LARGEST_PAGE, PAGE_SIZE
+from headway.storage.paging import LARGEST_CURSOR, LARGEST_PAGE, PAGE_SIZE
 
 Word = Annotated[str | None, Field(max_length=2000, pattern=r"^[^\x00]*$")]
 
@@ -41,7 +41,7 @@ class PageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(default=PAGE_SIZE, ge=1, le=LARGEST_PAGE, description="Items on a page.")
-    cursor: str | None = Field(default=None, max_length=500, description="`next` of the page before.")
+    cursor: str | None = Field(default=None, max_length=LARGEST_CURSOR, description="`next` of the page before.")
 
 
 class ReleaseQuery(PageQuery):

@@ -20,7 +20,8 @@ from headway.storage.database import Connection
 PAGE_SIZE = 50
 LARGEST_PAGE = 500
 _FETCH_ROWS = 100  # of a stream, at a time: a row may hold a whole prompt
-_LARGEST_CURSOR = 500
+LARGEST_CURSOR = 16_384
+"""Characters; one may hold the path of a document."""
 _LARGEST_NUMBER = 2**63 - 1
 
 Order = tuple[tuple[LiteralString, str, Literal["time", "uuid", "number", "text"]], ...]
@@ -134,7 +135,7 @@ def _encode(listing: Listing, row: dict[str, Any]) -> str:
 
 def _decode(listing: Listing, cursor: str) -> list[Any]:
     try:
-        if len(cursor) > _LARGEST_CURSOR:
+        if len(cursor) > LARGEST_CURSOR:
             raise ValueError(cursor)
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         place = msgspec.json.decode(raw, type=list[str])

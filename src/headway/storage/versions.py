@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import msgspec
+from psycopg import sql
 from psycopg.rows import class_row, dict_row
 
 from headway.config.document import nearest
@@ -17,7 +18,7 @@ from headway.errors import ConflictError, NotFoundError
 from headway.storage import audit, builds, partitions
 from headway.storage.builds import Build, Progress
 from headway.storage.database import Connection
-from headway.storage.paging import Listing
+from headway.storage.paging import Listing, stream
 
 VERSIONS = Listing(
     "SELECT v.id AS version, i.name AS index, v.number, v.state, v.stage, v.spec, v.progress, v.problem, v.manifest,"
@@ -28,6 +29,20 @@ VERSIONS = Listing(
 DOCUMENTS = Listing(
     "SELECT d.path, d.state, d.problem, d.title, d.content_hash, d.size_bytes, d.modified, d.metadata, d.groups,"
     " d.chunks FROM index_document d",
+    (('d.path COLLATE "C"', "path", "text"),),
+    ascending=True,
+)
+CHANGES = Listing(
+    """
+    SELECT d.change, d.path, d.title
+    FROM index_version b CROSS JOIN index_version a CROSS JOIN LATERAL (
+        SELECT CASE WHEN o.path IS NULL THEN 'added' WHEN n.path IS NULL THEN 'removed' ELSE 'changed' END AS change,
+               coalesce(n.path, o.path) AS path, coalesce(n.title, o.title) AS title
+        FROM (SELECT * FROM index_document WHERE version_id = b.id AND state = 'loaded') o
+        FULL JOIN (SELECT * FROM index_document WHERE version_id = a.id AND state = 'loaded') n ON n.path = o.path
+        WHERE n.path IS NULL OR o.path IS NULL OR n.content_hash <> o.content_hash OR n.groups <> o.groups
+    ) d
+    """,
     (('d.path COLLATE "C"', "path", "text"),),
     ascending=True,
 )
@@ -145,19 +160,24 @@ async def list_uses(connection: Connection) -> list[Use]:
 
 async def compare(connection: Connection, before: Version, after: Version) -> list[DocumentChange]:
     """List the documents that differ between two versions, in the order of their paths."""
-    async with connection.cursor(row_factory=class_row(DocumentChange)) as cursor:
-        await cursor.execute(
-            """
-            SELECT CASE WHEN b.path IS NULL THEN 'added' WHEN a.path IS NULL THEN 'removed' ELSE 'changed' END
-                   AS change, coalesce(a.path, b.path) AS path, coalesce(a.title, b.title) AS title
-            FROM (SELECT * FROM index_document WHERE version_id = %s AND state = 'loaded') b
-            FULL JOIN (SELECT * FROM index_document WHERE version_id = %s AND state = 'loaded') a ON a.path = b.path
-            WHERE a.path IS NULL OR b.path IS NULL OR a.content_hash <> b.content_hash OR a.groups <> b.groups
-            ORDER BY coalesce(a.path, b.path) COLLATE "C"
-            """,
-            (before.version, after.version),
-        )
-        return await cursor.fetchall()
+    conditions = between(before, after)
+    return [DocumentChange(**row) async for row in stream(connection, CHANGES, conditions)]
+
+
+async def count_changes(connection: Connection, before: Version, after: Version) -> dict[str, int]:
+    """Count the documents that were added, changed and removed."""
+    cursor = await connection.execute(
+        sql.SQL("SELECT change, count(*) FROM ({} WHERE b.id = %s AND a.id = %s) c GROUP BY change").format(
+            sql.SQL(CHANGES.select)
+        ),
+        (before.version, after.version),
+    )
+    return {"added": 0, "changed": 0, "removed": 0} | dict(await cursor.fetchall())
+
+
+def between(before: Version, after: Version) -> list[tuple[LiteralString, int]]:
+    """The conditions on ``CHANGES`` that make it those from one version to another."""
+    return [("b.id = %s", before.version), ("a.id = %s", after.version)]
 
 
 async def drop(connection: Connection, version: Version, *, author: str, reason: str = "") -> None:

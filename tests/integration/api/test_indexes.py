@@ -71,7 +71,30 @@ async def test_differences_of_two_versions(control: Control, lake: Path) -> None
         "changed": 0,
         "removed": 1,
         "items": [{"change": "removed", "path": "part0/doc00003.md", "title": "Document 3"}],
+        "next": None,
     }
+
+
+async def test_pages_go_by_paths_however_long_they_are(control: Control, lake: Path) -> None:
+    await build(control.world.database, lake)
+    long = "/".join("é" * 100 for _ in range(9))
+    (lake / long).mkdir(parents=True)
+    for number in range(3):
+        (lake / long / f"{number}\n.md").write_text(f"# Added {number}\n\nText.")
+    await build(control.world.database, lake)
+    found = []
+    params: dict[str, Any] = {"before": 1, "after": 2, "limit": 1}
+    while params.get("cursor", "") is not None:
+        page = await control.get(f"{ADMIN}/indexes/handbook/diff", params=params)
+        assert (page["added"], page["changed"], page["removed"]) == (3, 0, 0)
+        found += page["items"]
+        params["cursor"] = page["next"]
+    assert [item["path"] for item in found] == [f"{long}/{number}\n.md" for number in range(3)]
+    assert {item["change"] for item in found} == {"added"}
+    path = f"{ADMIN}/indexes/handbook/versions/2/documents"
+    first = await control.get(path, params={"limit": 7})
+    (last,) = (await control.get(path, params={"limit": 7, "cursor": first["next"]}))["items"]
+    assert last["path"] == f"{long}/2\n.md"
 
 
 async def test_a_version_is_built_in_the_background(control: Control, lake: Path, tmp_path: Path) -> None:
