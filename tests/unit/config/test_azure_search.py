@@ -1,0 +1,49 @@
+"""What headway.yaml says of Azure AI Search, and what it becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headway.config.azure_search import AzureFields, AzureSearchSpec
+from headway.config.indexes import IndexSpec
+from headway.config.load import load
+
+FILE = """
+deployments:
+  d: {{provider: openai, base_url: "http://h/v1", model: m}}
+applications:
+  a: {{release: {{deployment: d}}}}
+indexes:
+  i: {index}
+"""
+
+
+def freeze(folder: Path, index: str) -> IndexSpec:
+    (folder / "headway.yaml").write_text(FILE.format(index=index))
+    return load(folder / "headway.yaml").specification.indexes["i"]
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["https://c.search.windows.net", "http://127.0.0.1:80", "http://localhost", "http://[::1]:1"]
+)
+def test_an_index_that_headway_builds(tmp_path: Path, endpoint: str) -> None:
+    made = freeze(tmp_path, f'{{lake: "file:/docs", azure_ai_search: {{endpoint: "{endpoint}/", api_key: env:KEY}}}}')
+    assert made.azure_ai_search == AzureSearchSpec(endpoint, "api_key", "env:KEY")
+    assert (made.is_pinned, made.lake.url) == (False, "file:/docs")
+
+
+def test_an_index_that_exists(tmp_path: Path) -> None:
+    azure = (
+        "{endpoint: 'https://c', index: wiki-2, fields: {content: c, vector: v, metadata: {dept: d}}, semantic: best}"
+    )
+    made = freeze(tmp_path, f"{{azure_ai_search: {azure}, embedder: local-static}}")
+    fields = AzureFields("c", vector="v", metadata={"dept": "d"})
+    assert made.azure_ai_search == AzureSearchSpec("https://c", "entra", None, "wiki-2", fields, "best")
+    assert (made.is_pinned, made.lake.url) == (True, "")
+
+
+def test_without_it_the_database_is_searched(tmp_path: Path) -> None:
+    made = freeze(tmp_path, '{lake: "file:/docs"}')
+    assert (made.azure_ai_search, made.is_pinned) == (None, False)
