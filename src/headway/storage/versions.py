@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, LiteralString
 
 import msgspec
+import psycopg
 from psycopg import sql
 from psycopg.rows import class_row, dict_row
 
@@ -46,7 +47,7 @@ CHANGES = Listing(
     (('d.path COLLATE "C"', "path", "text"),),
     ascending=True,
 )
-_DROP_SECONDS = "5s"
+_DROP_WAITS = "300ms"
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ async def enforce_keep(connection: Connection, index: str, keep: int, *, author:
 async def sweep(connection: Connection) -> int:
     """Drop the chunks of versions that failed, were cancelled or dropped; run it in a transaction of its own.
 
-    Searches of other versions wait for it, so it does not wait for them long: what it leaves comes with the next one.
+    Searches of other versions wait for it, and it for those under way: not for long, what it leaves comes next time.
 
     Returns:
         How many versions' chunks went.
@@ -248,10 +249,15 @@ async def sweep(connection: Connection) -> int:
     )
     swept = 0
     for (version,) in await cursor.fetchall():
-        if await builds.hold_in_transaction(connection, version):
-            await connection.execute("SELECT set_config('lock_timeout', %s, true)", (_DROP_SECONDS,))
-            await partitions.drop(connection, version)
-            swept += 1
+        if not await builds.hold_in_transaction(connection, version):
+            continue
+        await connection.execute("SELECT set_config('lock_timeout', %s, true)", (_DROP_WAITS,))
+        try:
+            async with connection.transaction():
+                await partitions.drop(connection, version)
+        except psycopg.errors.LockNotAvailable:
+            break
+        swept += 1
     return swept
 
 

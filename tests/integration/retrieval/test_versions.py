@@ -140,6 +140,21 @@ async def test_nothing_is_dropped_beside_a_build(database: Database, tmp_path: P
             await versions.drop(connection, await find(connection, 2), author="ann")
 
 
+async def test_a_sweep_does_not_stand_in_the_way_of_searches(database: Database, tmp_path: Path) -> None:
+    write_documents(tmp_path, 3)
+    for _ in range(3):
+        await build(database, tmp_path)
+    async with database.connection() as connection:
+        for number in (1, 2):
+            await versions.drop(connection, await find(connection, number), author="ann")
+    async with database.connection() as searching:
+        await searching.execute("SELECT count(*) FROM index_chunk")  # a search that takes long
+        async with database.connection() as connection:
+            assert await versions.sweep(connection) == 0
+    async with database.connection() as connection:
+        assert await versions.sweep(connection) == 2
+
+
 async def test_what_a_build_left_is_swept_once_nobody_builds_it(database: Database, tmp_path: Path) -> None:
     write_documents(tmp_path, 3)
     await build(database, tmp_path)
