@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 import uuid
@@ -15,6 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from headway.storage.database import Database, migrate
+from headway.storage.layout import Layout, read_pid_file
 
 # An example may take long on a busy machine; pytest-timeout guards against what hangs.
 settings.register_profile("headway", deadline=None)
@@ -40,6 +42,7 @@ def postgres_url() -> Iterator[str]:
     home.chmod(0o755)  # as root, the server runs as somebody else
     try:
         with embedded.start(home) as server:
+            forgo_durability(home)
             yield server.url
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -82,11 +85,23 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await opened.close()
 
 
+def forgo_durability(home: Path) -> None:
+    """Make databases quick to come and go: none of them has to outlive the machine, nor long enough to be vacuumed."""
+    layout = Layout(home)
+    with (layout.data / "postgresql.auto.conf").open("a") as settings:
+        settings.write("autovacuum = off\nfsync = off\nfull_page_writes = off\n")
+    server = read_pid_file(layout.data)
+    assert server is not None
+    os.kill(server.pid, signal.SIGHUP)
+
+
 def create_database(postgres_url: str, name: str, template: str = "template1") -> None:
     """Make a database; the template of the embedded server holds pgvector."""
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
+                sql.Identifier(name), sql.Identifier(template)
+            )
         )
 
 
