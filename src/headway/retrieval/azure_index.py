@@ -247,32 +247,26 @@ def define_index(name: str, spec: VersionSpec, dimensions: int) -> dict[str, Any
     if not 2 <= dimensions <= MOST_DIMENSIONS:
         message = f"the search service takes vectors of 2 to {MOST_DIMENSIONS:,} dimensions, not {dimensions:,}"
         raise ConfigurationError(message)
-    words = {
-        "type": "Edm.String",
-        "searchable": True,
-        "analyzer": _ANALYZERS.get(spec.index.language, "standard.lucene"),
-    }
-    label = {"type": "Edm.String", "searchable": False, "filterable": True}
-    number = {"type": "Edm.Int32", "filterable": False}
+    # All is said: what is not said is on, and a text that can be sorted or filtered by has at most 32 kB.
+    plain = {"searchable": False, "filterable": False, "sortable": False, "facetable": False}
+    words = {"type": "Edm.String", **plain, "searchable": True, "analyzer": _analyzer(spec)}
+    label = {"type": "Edm.String", **plain, "filterable": True}
+    number = {"type": "Edm.Int32", **plain}
     entries = [{"name": each, **label, "retrievable": False} for each in ("key", "value", "text")]
+    entries.append({"name": "number", **label, "type": "Edm.Double", "retrievable": False})
     definition: dict[str, Any] = {
         "name": name,
         "fields": [
             {"name": KEY, **label, "key": True},
-            {"name": BUILT.document, **label},
+            {"name": BUILT.document, "type": "Edm.String", **plain},
             *({"name": each, **words} for each in (BUILT.title, BUILT.heading, BUILT.content)),
             *({"name": each, **number} for each in ("tokens", "position")),
             {"name": BUILT.groups, **label, "type": "Collection(Edm.String)", "retrievable": False},
-            {
-                "name": "metadata",
-                "type": "Collection(Edm.ComplexType)",
-                "fields": [
-                    *entries, {"name": "number", "type": "Edm.Double", "filterable": True, "retrievable": False}
-                ],
-            },
+            {"name": "metadata", "type": "Collection(Edm.ComplexType)", "fields": entries},
             {
                 "name": BUILT.vector,
                 "type": "Collection(Edm.Single)",
+                **plain,
                 "searchable": True,
                 "retrievable": False,
                 "stored": False,
@@ -291,6 +285,10 @@ def define_index(name: str, spec: VersionSpec, dimensions: int) -> dict[str, Any
         }
         definition["semantic"] = {"configurations": [{"name": semantic, "prioritizedFields": ranked}]}
     return definition
+
+
+def _analyzer(spec: VersionSpec) -> str:
+    return _ANALYZERS.get(spec.index.language, "standard.lucene")
 
 
 def make_document(chunk: Written) -> dict[str, Any]:

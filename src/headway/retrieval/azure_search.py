@@ -32,8 +32,7 @@ _RANK_OFFSET = 60  # of the fusion
 _RERANKER_POINTS = 4.0
 _MOST_WORDS = 200
 _MOST_CHARACTERS = 4000
-_EVERYWHERE = re.compile(r"""[+|"()'\\]""")  # operators of the simple syntax
-_LEADING, _TRAILING = re.compile(r"(?<!\S)-"), re.compile(r"\*(?!\S)")
+_OPERATOR = re.compile(r"""[-+|"()'*?/~\\]""")  # of the simple syntax
 
 
 class Remote(msgspec.Struct, frozen=True):
@@ -237,9 +236,7 @@ def _names(fields: AzureFields) -> dict[str, str]:
 
 def escape(text: str) -> str:
     """Write a text so that none of its characters is an operator of the simple query syntax."""
-    text = " ".join(text[:_MOST_CHARACTERS].split()[:_MOST_WORDS])
-    text = _EVERYWHERE.sub(r"\\\g<0>", text)
-    return _TRAILING.sub(r"\\*", _LEADING.sub(r"\\-", text))
+    return _OPERATOR.sub(r"\\\g<0>", " ".join(text[:_MOST_CHARACTERS].split()[:_MOST_WORDS]))
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -252,7 +249,8 @@ def _weight(retrieval: Retrieval) -> float:
 
 def _score(found: Mapping[str, Any], sought: Sought, way: _Way, rank: int, similarity: float | None) -> float:
     if way == "semantic":
-        return _part(float(found["@search.rerankerScore"]) / _RERANKER_POINTS)
+        points = found["@search.rerankerScore"]
+        return _part(float(points if points is not None or not rank else 0.0) / _RERANKER_POINTS)  # it ranks 50
     if way == "hybrid":
         most = (1 + _weight(sought.retrieval)) / _RANK_OFFSET
         return _part(float(found["@search.score"]) / most)

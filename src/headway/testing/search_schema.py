@@ -126,15 +126,18 @@ def _check_field(field: Any, definition: Mapping[str, Any], *, top: bool) -> boo
         refuse_unless(field.get("searchable", True), f"{name}: a vector field is searchable")
         refuse_unless(2 <= field.get("dimensions", 0) <= 4096, f"{name}: dimensions must be 2 to 4096")
         refuse_unless(field.get("vectorSearchProfile") in profiles, f"{name}: no such vector search profile")
-        refuse_unless(not field.get("filterable"), f"{name}: a vector field cannot be filterable")
+        uses = [use for use in ("filterable", "sortable", "facetable") if field.get(use)]
+        refuse_unless(not uses, f"{name}: a vector field cannot be {', '.join(uses)}")
         stored, retrievable = field.get("stored", True), field.get("retrievable", True)
         refuse_unless(stored or not retrievable, f"{name}: what is not stored is not retrievable")
     else:
         refuse_unless(inner == "Edm.String" or not field.get("searchable"), f"{name}: only texts are searchable")
         refuse_unless("stored" not in field, f"{name}: stored is for vector fields")
+    collection = str(kind).startswith("Collection(")
+    refuse_unless(not field.get("sortable") or (top and not collection), f"{name}: only single values are sortable")
     analyzer = field.get("analyzer")
     refuse_unless(analyzer is None or _ANALYZER.fullmatch(analyzer), f"{name}: unknown analyzer {analyzer!r}")
-    refuse_unless(analyzer is None or field.get("searchable"), f"{name}: only a searchable field has an analyzer")
+    refuse_unless(analyzer is None or field.get("searchable", True), f"{name}: only a searchable field has an analyzer")
     if field.get("key"):
         refuse_unless(top and kind == "Edm.String", f"{name}: the key must be a top-level Edm.String")
     return bool(field.get("key"))
@@ -162,6 +165,25 @@ def _check_semantic(definition: Mapping[str, Any]) -> None:
         used = [*ranked.get("prioritizedContentFields", ()), *ranked.get("prioritizedKeywordsFields", ())]
         for field in [*used, *([ranked["titleField"]] if "titleField" in ranked else ())]:
             refuse_unless(field.get("fieldName") in names, f"no field {field.get('fieldName')!r} to rank by")
+
+
+def fill_in(field: Mapping[str, Any], *, single: bool = True) -> dict[str, Any]:
+    """Give a field as the service keeps it: what is not said of it has the documented default."""
+    kind = field["type"]
+    inner = kind[len("Collection(") : -1] if kind.startswith("Collection(") else kind
+    single = single and inner == kind
+    if inner == "Edm.ComplexType":
+        return {**field, "fields": [fill_in(each, single=single) for each in field["fields"]]}
+    vector = kind == "Collection(Edm.Single)"
+    defaults = {
+        "key": False,
+        "retrievable": not vector,
+        "searchable": inner == "Edm.String" or vector,
+        "filterable": not vector,
+        "sortable": single,
+        "facetable": not vector,
+    }
+    return {**defaults, **field}
 
 
 # --- documents ------------------------------------------------------------------------------------------------------
@@ -198,7 +220,7 @@ def _check_values(given: Mapping[str, Any], fields: Mapping[str, Mapping[str, An
             refuse_unless(fits, f"{name}: cannot convert the value to {inner}")
             if inner == "Edm.ComplexType":
                 _check_values(each, {sub["name"]: sub for sub in field["fields"]}, name)
-            if field.get("filterable") and isinstance(each, str):
+            if isinstance(each, str) and any(field.get(use) for use in ("filterable", "sortable", "facetable")):
                 refuse_unless(len(each.encode()) <= _TERM_BYTES, f"{name}: the term is longer than {_TERM_BYTES} bytes")
         if inner == "Edm.Single":
             refuse_unless(len(value) == field["dimensions"], f"{name}: expected {field['dimensions']} dimensions")

@@ -28,6 +28,7 @@ from headway.testing.search_schema import (
     check_action,
     check_definition,
     check_search,
+    fill_in,
     refuse_unless,
 )
 
@@ -233,6 +234,7 @@ class SearchServiceSimulator:
         refuse_unless(request.headers.get("Prefer") == "return=representation", "the header Prefer is required")
         check_definition(body, name)
         self._etags += 1
+        body = {**body, "fields": [fill_in(each) for each in body["fields"]]}
         held = self.indexes.get(name)
         if held is None:
             held = self.indexes[name] = HeldIndex(body, f'"0x{self._etags:X}"')

@@ -28,8 +28,8 @@ DEFINITION: dict[str, Any] = {
     "name": "handbook-1",
     "fields": [
         {"name": "id", "type": "Edm.String", "key": True},
-        {"name": "content", "type": "Edm.String", "searchable": True},
-        {"name": "department", "type": "Edm.String", "filterable": True},
+        {"name": "content", "type": "Edm.String", "filterable": False, "sortable": False, "facetable": False},
+        {"name": "department", "type": "Edm.String", "searchable": False},
     ],
 }
 

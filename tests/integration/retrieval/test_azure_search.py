@@ -119,7 +119,9 @@ class TestBuilt:
         held = service.indexes[name]
         assert name.startswith("handbook-1-")
         assert (made.state, made.progress.remote, made.progress.uploaded) == ("published", name, 4)
-        assert held.fields["content"]["analyzer"] == "de.lucene"
+        content = held.fields["content"]
+        assert content["analyzer"] == "de.lucene"
+        assert [content[use] for use in ("filterable", "sortable", "facetable")] == [False] * 3  # of any length
         assert held.fields["vector"]["dimensions"] == 32
         async with database.connection() as connection:
             cursor = await connection.execute("SELECT id::text, text FROM index_chunk")
@@ -260,16 +262,27 @@ class TestBuilt:
             await start(tools, "handbook", first, author="ann", tell=tell)
         async with database.connection() as connection:
             waiting = await builds.find(connection, stopped[0].version)
+            await connection.execute(  # as if it had been killed before it booked what it wrote
+                "UPDATE index_version SET progress = jsonb_set(progress, '{uploaded}', '16') WHERE state = 'building'"
+            )
         assert (waiting.state, waiting.stage, waiting.progress.uploaded) == ("building", "index", 32)
         service.calls.clear()
         done = await resume(tools, waiting.version, tell=lambda _: None)
         uploads = [call for call in service.calls if call.path.endswith("search.index")]
-        assert sum(len(call.body["value"]) for call in uploads) == done.progress.chunks - 32
+        assert sum(len(call.body["value"]) for call in uploads) == done.progress.chunks - 16
         held = next(each.documents for name, each in service.indexes.items() if name.startswith("handbook-"))
         other = service.indexes[whole.progress.remote].documents
         assert sorted(each["content"] for each in held.values()) == sorted(each["content"] for each in other.values())
         one, two = await manifest(database, whole.version), await manifest(database, done.version)
         assert (one["documents"], one["chunks"]) == (two["documents"], two["chunks"])
+
+    async def test_versions_beyond_those_kept_are_gone_there_too(
+        self, tools: Tools, service: SearchServiceSimulator, tmp_path: Path
+    ) -> None:
+        write_handbook(tmp_path)
+        for number in (1, 2, 3):
+            await build(tools, built_in(service, tmp_path, keep=1))
+            assert [name.rsplit("-", 1)[0] for name in service.indexes] == [f"handbook-{number}"]
 
     async def test_dropped_and_failed_versions_leave_nothing_in_the_service(
         self,
@@ -531,7 +544,7 @@ LEGACY: dict[str, Any] = {
     "fields": [
         {"name": "docKey", "type": "Edm.String", "key": True},
         {"name": "chunk", "type": "Edm.String", "searchable": True, "analyzer": "en.microsoft"},
-        {"name": "title", "type": "Edm.String", "searchable": True},
+        {"name": "title", "type": "Edm.String", "filterable": False},
         {"name": "url", "type": "Edm.String", "filterable": True},
         {"name": "acl", "type": "Collection(Edm.String)", "filterable": True},
         {"name": "dept", "type": "Edm.String", "filterable": True, "searchable": False},
