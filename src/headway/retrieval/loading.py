@@ -165,7 +165,7 @@ class Loading:
         """Embed a batch and write it."""
         fresh = [each for each in batch.prepared if each.earlier is None]
         kept = [each for each in batch.prepared if each.earlier is not None]
-        vectors, embedded = await self._embed(fresh)
+        vectors, embedded = await self._embed(version, fresh)
         rows = [
             partitions.Row(each.listed.number, each.document, chunk, vectors[chunk.content_hash])
             for each in fresh
@@ -198,17 +198,22 @@ class Loading:
         spent, paid = self._embedder.cost_usd, self._paid_usd
         return None if spent is None or paid is None else paid + spent
 
-    async def _embed(self, documents: Sequence[Prepared]) -> tuple[dict[str, Vectors], int]:
-        """Find or make the vectors of all chunks, by content hash; and how many were made."""
+    async def _embed(self, version: int, documents: Sequence[Prepared]) -> tuple[dict[str, Vectors], int]:
+        """Find or make the vectors of all chunks, by content hash; and how many were made.
+
+        Found are those of equal chunks, in the version that is taken over from and in what is loaded already.
+        """
         texts = {
             chunk.content_hash: embedded_text(each.document.title, chunk.heading, chunk.text)
             for each in documents
             for chunk in each.chunks
         }
         vectors: dict[str, Vectors] = {}
-        if texts and self._base is not None:
+        if texts:
             async with self._database.connection() as connection:
-                vectors = await partitions.find_vectors(connection, self._base.version, list(texts))
+                for known in (version,) if self._base is None else (self._base.version, version):
+                    missing = [content_hash for content_hash in texts if content_hash not in vectors]
+                    vectors |= await partitions.find_vectors(connection, known, missing)
         missing = [content_hash for content_hash in texts if content_hash not in vectors]
         for begin in range(0, len(missing), _EMBEDDED_CHUNKS):
             some = missing[begin : begin + _EMBEDDED_CHUNKS]

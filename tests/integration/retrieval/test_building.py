@@ -105,6 +105,14 @@ async def test_a_rebuild_costs_what_has_changed(database: Database, tmp_path: Pa
     assert (await manifest(database, 2))[0] == (await manifest(database, 3))[0]
 
 
+async def test_what_many_documents_say_is_embedded_once(database: Database, tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / f"{number:03}.md").write_text(document(7))
+    embedder = CountingEmbedder()
+    built = await build(database, tmp_path, embedder)
+    assert built.progress.chunks == 200 * embedder.embedded == 200 * built.progress.embedded
+
+
 async def test_a_change_of_the_recipe_reuses_what_it_can(database: Database, tmp_path: Path) -> None:
     write_documents(tmp_path, 30)
     first = await build(database, tmp_path)
