@@ -59,7 +59,7 @@ def test_simulated_medians_are_near_the_forecast(proof: bool) -> None:
         terms = agree_terms(scenario)
         foretold = foretell(scenario, terms, losses)
         verdict = "rolled_back" if losses else "promoted"
-        runs = [play(scenario, terms, (7, number)) for number in range(31 if proof else 5)]
+        runs = [play(scenario, terms, (7, number)) for number in range(31 if proof else 3)]
         lengths = [run.interactions for run in runs if run.verdict == verdict]
         median = statistics.median(lengths)
         print(f"{name}: foretold {foretold:,.0f}, simulated {median:,.0f} interactions; {len(lengths)} of {len(runs)}")
