@@ -102,7 +102,7 @@ class Users:
             users=1_000_000,
             conversations_per_user=1,
             turns=(1, 1),
-            concurrency=6,
+            concurrency=4,
             streamed_ratio=0.2,
             rating_ratio=1.0,
             ratings_with_key=False,

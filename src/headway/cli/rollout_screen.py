@@ -155,7 +155,7 @@ def draw_head(reading: Reading, width: int) -> Iterator[RenderableType]:
     if rollout.restarts:
         title.append(f", restart {rollout.restarts}", "yellow")
     if rollout.difference.parts:
-        title.append(f", by {describe_parts(rollout.difference)}", "dim")
+        title.append(f", differs in {describe_parts(rollout.difference)}", "dim")
     yield _justify(title, badge, width)
     yield _traffic(rollout, width)
     if rollout.terms is not None and status is not None:

@@ -78,15 +78,15 @@ def describe_share_lost(losses: Losses, release: str) -> str:
     if not losses.interactions:
         return f"no answer of {release} from {losses.before} is recorded"
     looked_at = f"the latest {losses.interactions:,} answers of {release}"
-    if not losses.documents:
-        return f"every document that {looked_at} came from is in {losses.after} as it was"
-    texts = []
+    changed = "1 document that they came from has changed"
+    if losses.changed > 1:
+        changed = f"{losses.changed:,} documents that they came from have changed"
     if losses.removed:
-        texts.append(f"{losses.affected:,} of {looked_at} had passages of documents that {losses.after} lacks")
+        gone = f"{losses.affected:,} of {looked_at} had passages of documents that {losses.after} lacks"
+        return f"{gone}; {changed}" if losses.changed else gone
     if losses.changed:
-        documents = "1 document" if losses.changed == 1 else f"{losses.changed:,} documents"
-        texts.append(f"{documents} that {looked_at} came from {'has' if losses.changed == 1 else 'have'} changed")
-    return "; ".join(texts)
+        return f"of {looked_at}: {changed} in {losses.after}"
+    return f"every document that {looked_at} came from is in {losses.after} as it was"
 
 
 async def find_losses(

@@ -55,9 +55,11 @@ def test_losses_in_words() -> None:
     assert describe_losses(losses(7, 1), most=1).endswith("lacks or has changed: a.md (1,200) and 7 more")
     assert describe_losses(losses(0, 2)).endswith("handbook@2 has changed: b.md (4) and 1 more")
     assert describe_share_lost(losses(0, 0), "r-1").startswith("every document that the latest 2,000 answers of r-1")
-    assert describe_share_lost(losses(3, 1), "r-1") == (
-        "1,300 of the latest 2,000 answers of r-1 had passages of documents that handbook@2 lacks; 1 document that the"
-        " latest 2,000 answers of r-1 came from has changed"
+    gone = "1,300 of the latest 2,000 answers of r-1 had passages of documents that handbook@2 lacks"
+    assert describe_share_lost(losses(3, 0), "r-1") == gone
+    assert describe_share_lost(losses(3, 1), "r-1") == f"{gone}; 1 document that they came from has changed"
+    assert describe_share_lost(losses(0, 2), "r-1").endswith(
+        ": 2 documents that they came from have changed in handbook@2"
     )
     nothing = Losses("handbook@1", "handbook@2", 0, 0, 0, 0, ())
     assert describe_share_lost(nothing, "r-1") == "no answer of r-1 from handbook@1 is recorded"
@@ -111,7 +113,7 @@ def test_show_lists_them(database_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     text = " ".join(CliRunner().invoke(app, ["rollout", "show", "help"]).stdout.split())
     assert "Lost with handbook@2 3 of the latest 4 answers of on-1 had passages of documents" in text
     assert "travel.md Travel removed 3 pay.md Pay changed 1" in text
-    assert "by index version (handbook@1 -> handbook@2)" in text
+    assert "differs in index version (handbook@1 -> handbook@2)" in text
     shown = json.loads(CliRunner().invoke(app, ["rollout", "show", "help", "--json"]).stdout)
     assert [each["path"] for each in shown["losses"]["documents"]] == ["travel.md", "pay.md"]
     assert shown["rollout"]["difference"]["parts"] == ["index"]
