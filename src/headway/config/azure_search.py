@@ -117,7 +117,7 @@ AZURE_SEARCH = Table(
             Text("a URL", _check_endpoint), "The service: `https://NAME.search.windows.net`.", required=True
         ),
         "api_key": Key(
-            Secret(), "Where its API key is: an admin key where Headway builds indexes, else a query key will do."
+            Secret(), "Where its API key is: an admin key for `headway index build`; a query key is enough to search."
         ),
         "auth": Key(
             Choice(("api_key", "entra")), "How to authenticate. Without it: `api_key` when there is one, else `entra`."

@@ -29,7 +29,8 @@ from headway.providers.credentials import Credentials, resolve_secret
 
 API_VERSION = "2025-09-01"
 SCOPE = "https://search.azure.com/.default"
-"""What an Entra token must be for."""
+"""What an Entra token must be for, in the public cloud."""
+_SCOPES = {"search.azure.us": "https://search.azure.us/.default", "search.azure.cn": "https://search.azure.cn/.default"}
 
 KEY = "id"
 """The key field of indexes that Headway makes."""
@@ -250,7 +251,9 @@ class SearchServices:
     async def _headers(self, service: AzureSearchSpec) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         if service.auth == "entra":
-            return headers | {"Authorization": f"Bearer {await self._credentials.token(SCOPE)}"}
+            return headers | {
+                "Authorization": f"Bearer {await self._credentials.token(choose_scope(service.endpoint))}"
+            }
         return headers | {"api-key": self._key(service.api_key or "")}
 
     def _key(self, reference: str) -> str:
@@ -261,6 +264,11 @@ class SearchServices:
             key = resolve_secret(reference)
             self._keys[reference] = (now + _SECRET_SECONDS, key)
         return key
+
+
+def choose_scope(endpoint: str) -> str:
+    """Say what an Entra token must be for, by the cloud that the service is in."""
+    return next((scope for suffix, scope in _SCOPES.items() if endpoint.endswith(f".{suffix}")), SCOPE)
 
 
 class _Indexed(msgspec.Struct, frozen=True):

@@ -113,7 +113,7 @@ class AzureSearch:
         for rank, each in enumerate(found[: sought.retrieval.top_k]):
             try:
                 passage = self._passage(sought, each, way, rank)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
                 what = f"the search service gives a result without what was asked for: {error}"
                 raise ProviderError(what) from error
             if passage.text and passage.score >= sought.retrieval.minimum_score:

@@ -103,6 +103,18 @@ class TestAuthentication:
         assert "api-key" not in call.headers
         assert tokens.asked == [SCOPE] == ["https://search.azure.com/.default"]
 
+    @pytest.mark.parametrize(
+        ("endpoint", "scope"),
+        [
+            ("https://c.search.windows.net", SCOPE),
+            ("https://c.search.azure.us", "https://search.azure.us/.default"),
+            ("https://c.search.azure.cn", "https://search.azure.cn/.default"),
+            ("https://c.search.azure.us.example", SCOPE),
+        ],
+    )
+    def test_each_cloud_has_tokens_of_its_own(self, endpoint: str, scope: str) -> None:
+        assert azure_search.choose_scope(endpoint) == scope
+
     async def test_a_rotated_key_is_read_again(
         self, simulator: SearchServiceSimulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -511,6 +511,10 @@ class TestFailures:
             (Scripted(200, body=b'{"value": [{"id": "1"'), "no JSON object"),
             (Scripted(200, body=b'{"value": 3}'), "no list of results"),
             (Scripted(200, body=b'{"value": [{"id": "1"}]}'), "without what was asked for"),
+            (
+                Scripted(200, body=b'{"value": [{"id": "1", "path": [], "@search.score": 0}]}'),
+                "without what was asked for",
+            ),
             (Scripted(206, body=b'{"value": []}'), "gave a part of an answer"),
             (Scripted(302, headers={"Location": "http://example.com"}), "answers 302"),
         ],
