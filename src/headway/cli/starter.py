@@ -21,6 +21,12 @@ deployments:
   #   base_url: http://127.0.0.1:11434/v1
   #   model: llama3.2
 
+# Documents to answer from: `headway index build handbook` makes the version handbook@1 of what is in the lake then.
+# indexes:
+#   handbook:
+#     lake: file:./docs  # or s3://bucket/folder, abfs://container@account.dfs.core.windows.net/folder
+#     include: ["**/*.md", "**/*.html", "**/*.pdf"]
+
 # What clients call as `model`.
 applications:
   support:
@@ -34,6 +40,8 @@ applications:
       prompt: prompts/support.j2
       parameters: {temperature: 0.3}
       client_may_override: [temperature]
+      # index: handbook@1  # answer from that version, and cite it; naming the next one is a rollout like any other
+      # top_k: 5
 
 # How releases are rolled out: as fast as the evidence allows, and back when it turns.
 policies:
