@@ -235,6 +235,20 @@ def test_a_search_is_a_span_of_its_own_that_tells_no_query_and_no_passage(receiv
     assert {name: attributes(whole).get(f"headway.{name}") for name in expected} == expected
 
 
+def test_a_search_by_itself_is_a_span_below_the_callers(receiver: Receiver) -> None:
+    tracing = open_tracing(receiver)
+    tracing.begin_search({b"traceparent": CALLER.encode()}, "handbook@3").finish(None)
+    tracing.begin_search({}, "handbook@4").finish(None, "retrieval_failed")
+    tracing.close()
+    fine, failed = map(receiver.span, ("retrieval handbook@3", "retrieval handbook@4"))
+    assert fine.trace_id.hex() == CALLER.split("-")[1]
+    assert fine.parent_span_id.hex() == CALLER.split("-")[2]
+    assert fine.kind == failed.kind == Span.SPAN_KIND_SERVER
+    assert attributes(fine) == {"gen_ai.operation.name": "retrieval", "gen_ai.data_source.id": "handbook@3"}
+    assert attributes(failed)["error.type"] == "retrieval_failed"
+    assert (failed.status.code, fine.status.code) == (Status.STATUS_CODE_ERROR, Status.STATUS_CODE_UNSET)
+
+
 def test_neither_content_nor_people_are_in_a_trace(receiver: Receiver) -> None:
     tracing = open_tracing(receiver)
     trace = tracing.begin({}, "responses", "support")

@@ -19,9 +19,11 @@ from headway.cli import app
 from headway.clock import ManualClock
 from headway.config.settings import Settings
 from headway.providers.webhooks import WebhookClient
+from headway.retrieval.worker import BuildWorker
 from headway.rollouts.controller import Controller
 from headway.rollouts.webhooks import Courier
 from headway.storage.database import Database
+from tests.lakes import make_tools
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -118,6 +120,7 @@ def test_metrics_exist(tmp_path: Path) -> None:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Controller(database, clock, tick_seconds=5.0))
     registry.register(Courier(database, clock, WebhookClient()))
+    registry.register(BuildWorker(make_tools(database)))
     shown = (render_metrics(Settings(home=tmp_path)) + generate_latest(registry)).decode()
     known = set(re.findall(r"^# HELP (\w+)", shown, re.MULTILINE))
     named = {

@@ -45,4 +45,5 @@ class SearchRoutes:
         require_scope(key, "invoke")
         groups = groups_of(key, request.headers.get(b"x-headway-groups"))
         post = decode_post(request, SearchPost)
-        return Answer(200, msgspec.json.encode(await self._searching.search(snapshot, key, groups, post)))
+        found = await self._searching.search(snapshot, key, groups, post, request.headers)
+        return Answer(200, msgspec.json.encode(found))

@@ -66,6 +66,8 @@ RETRIEVAL_SECONDS = Family(
     "headway_retrieval_seconds", "Time spent on finding passages for grounded answers.", _RELEASE, RETRIEVALS
 )
 CONTEXT_TOKENS = Family("headway_context_tokens", "Tokens of the passages in front of the model.", _RELEASE)
+SEARCHES = Family("headway_searches", "Searches by themselves, by what came of them.", ("index", "result"))
+SEARCH_SECONDS = Family("headway_search_seconds", "Time that searches by themselves took.", ("index",), RETRIEVALS)
 REFUSED = Family("headway_interactions_refused", "Interactions that the database refused, one by one.", ())
 SPOOL_DROPPED = Family("headway_spool_dropped", "Interactions dropped from a spool that was full or too old.", ())
 CONTENT_DROPPED = Family("headway_content_dropped", "Interactions recorded without content: memory was short.", ())
@@ -90,6 +92,8 @@ FAMILIES = (
     OVERHEAD,
     RETRIEVAL_SECONDS,
     CONTEXT_TOKENS,
+    SEARCHES,
+    SEARCH_SECONDS,
     REFUSED,
     SPOOL_DROPPED,
     CONTENT_DROPPED,
@@ -158,6 +162,11 @@ class Measurements:
             series[labels] = [amount]
         else:
             values[0] += amount
+
+    def observe_seconds(self, family: Family, labels: tuple[str, ...], seconds: float) -> None:
+        """Add to a histogram."""
+        self._changed = True
+        self._observe(family, labels, [seconds])
 
     async def save(self) -> None:
         """Write the file, if anything has changed.

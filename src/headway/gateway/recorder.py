@@ -19,6 +19,8 @@ from headway.gateway.measurements import (
     MIRRORS_DROPPED,
     REFUSED,
     REJECTED,
+    SEARCH_SECONDS,
+    SEARCHES,
     SPOOL_DROPPED,
     Measurements,
 )
@@ -101,6 +103,11 @@ class Recorder:
     def note_rejected(self, code: str) -> None:
         """Count a request that was turned away before it became an interaction, by the code of its error."""
         self._measurements.count(REJECTED, (code,), 1)
+
+    def note_searched(self, index: str, result: str, seconds: float) -> None:
+        """Count a search by itself, by its index version and what came of it; nothing else of it is recorded."""
+        self._measurements.count(SEARCHES, (index, result), 1)
+        self._measurements.observe_seconds(SEARCH_SECONDS, (index,), seconds)
 
     def note_mirror_dropped(self, application: int, release: int) -> None:
         """Count a request that should have been mirrored to a release, and was not."""

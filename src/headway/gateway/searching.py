@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+
 import msgspec
 
+from headway.clock import Clock
+from headway.domain.access import may_use
 from headway.domain.knowledge import Passage
 from headway.domain.protocols import Retriever
 from headway.domain.release import Retrieval
 from headway.domain.snapshot import KeyRoute, Snapshot
-from headway.errors import InvalidRequestError, NotFoundError
+from headway.errors import InvalidRequestError, NotFoundError, RetrievalError
 from headway.gateway.grounding import QUERY_CHARACTERS, make_query
 from headway.gateway.quota import Quota
 from headway.gateway.routing import find_application
+from headway.gateway.tracing import Tracing
 
 MOST_PASSAGES = 100
 """Passages that one search may ask for."""
@@ -111,13 +117,34 @@ class Searching:
     Args:
         retriever: Searches.
         quota: Admits requests of keys.
+        clock: Tells how long that takes.
+        note: Told of each search its index version, what came of it (``found``, ``empty`` or an error's code), and the
+            seconds it took.
+        tracing: Makes traces, if they are on.
     """
 
-    def __init__(self, retriever: Retriever, quota: Quota) -> None:
+    def __init__(
+        self,
+        retriever: Retriever,
+        quota: Quota,
+        clock: Clock,
+        note: Callable[[str, str, float], None],
+        tracing: Tracing | None,
+    ) -> None:
         self._retriever = retriever
         self._quota = quota
+        self._clock = clock
+        self._note = note
+        self._tracing = tracing
 
-    async def search(self, snapshot: Snapshot, key: KeyRoute, groups: frozenset[str], post: SearchPost) -> SearchAnswer:
+    async def search(
+        self,
+        snapshot: Snapshot,
+        key: KeyRoute,
+        groups: frozenset[str],
+        post: SearchPost,
+        headers: Mapping[bytes, bytes],
+    ) -> SearchAnswer:
         """Find passages.
 
         Args:
@@ -125,6 +152,7 @@ class Searching:
             key: The caller's: it searches what the releases of its applications search.
             groups: The caller's: labelled passages of other groups are never found.
             post: What to look for.
+            headers: The request's, names in lower case; a trace may be named there.
 
         Raises:
             HeadwayError: The request is wrong, its index is not known here, a limit is reached, or the search failed.
@@ -132,10 +160,20 @@ class Searching:
         retrieval = _choose(snapshot, key, post)
         query = check_query(post.query)
         self._quota.admit(key)
+        began = self._clock.monotonic_seconds()
+        span = self._tracing.begin_search(headers, retrieval.label) if self._tracing is not None else None
+        result, problem = "cancelled", "cancelled"
         try:
             found = await self._retriever.retrieve(query, retrieval, groups)
+            result, problem = "found" if found.passages else "empty", ""
+        except RetrievalError as error:
+            result = problem = error.error_code
+            raise
         finally:
             self._quota.leave(key, None)
+            self._note(retrieval.label, result, self._clock.monotonic_seconds() - began)
+            if span is not None:
+                span.finish(None, problem or None)
         passages = [_show(passage) for passage in found.passages]
         return SearchAnswer(retrieval.label, passages, found.embed_ms, found.search_ms)
 
@@ -145,7 +183,10 @@ def _choose(snapshot: Snapshot, key: KeyRoute, post: SearchPost) -> Retrieval:
         raise InvalidRequestError("give either application or index", param="application")
     if post.top_k is not None and not 1 <= post.top_k <= MOST_PASSAGES:
         raise InvalidRequestError(f"top_k is a number from 1 to {MOST_PASSAGES}", param="top_k")
-    retrieval = _of_application(snapshot, key, post.application) if post.application else _of_index(snapshot, key, post)
+    if post.application is not None:
+        retrieval = _of_application(snapshot, key, post.application)
+    else:
+        retrieval = _of_index(snapshot, key, post.index or "")
     return retrieval if post.top_k is None else msgspec.structs.replace(retrieval, top_k=post.top_k)
 
 
@@ -158,21 +199,24 @@ def _of_application(snapshot: Snapshot, key: KeyRoute, name: str) -> Retrieval:
     return release.bundle.retrieval
 
 
-def _of_index(snapshot: Snapshot, key: KeyRoute, post: SearchPost) -> Retrieval:
-    wanted = post.index or ""
-    known = {
-        (retrieval.index, retrieval.version)
+def _of_index(snapshot: Snapshot, key: KeyRoute, wanted: str) -> Retrieval:
+    """Search a version that a release names which the key may call, and of it no more than such a release sees."""
+    named = [
+        (number, retrieval)
         for application in snapshot.applications.values()
-        if not key.applications or application.name in key.applications
+        if may_use(key, application.name)
         for number in application.releases.values()
         if (retrieval := snapshot.releases[number].bundle.retrieval) is not None
-    }
-    fitting = [each for each in known if wanted in (each[0], f"{each[0]}@{each[1]}")]
+    ]
+    fitting = [each for each in named if wanted in (each[1].index, each[1].label)]
     if not fitting:
-        shown = ", ".join(sorted(f"{name}@{version}" for name, version in known)[:20]) or "none"
+        shown = ", ".join(sorted({retrieval.label for _, retrieval in named})[:20]) or "none"
         message = f"no release that this key may call names the index {wanted[:100]!r} (known: {shown})"
         raise NotFoundError(message, param="index", code="index_not_found")
-    return Retrieval(*max(fitting))
+    version = max(retrieval.version for _, retrieval in fitting)
+    # Where every such release filters, so does this: the filter of the newest.
+    filters = [retrieval.filter for _, retrieval in sorted(fitting, key=itemgetter(0)) if retrieval.version == version]
+    return Retrieval(fitting[0][1].index, version, filter=filters[-1] if all(filters) else {})
 
 
 def _show(passage: Passage) -> FoundPassage:

@@ -2,8 +2,9 @@
 
 One SERVER span per interaction (``chat support``) carries what was recorded of it; below it is one CLIENT span per
 provider call (``chat gpt-4o-mini``), so that retries and fallbacks can be told apart, and one for the search of a
-grounded answer (``retrieval handbook@3``). Tokens are on the interaction's span alone, or a backend that adds them up
-would count them twice. No prompt, no query, no passage, no answer, no user name is sent.
+grounded answer (``retrieval handbook@3``). A search by itself is one SERVER span of that name. Tokens are on the
+interaction's span alone, or a backend that adds them up would count them twice. No prompt, no query, no passage, no
+answer, no user name is sent.
 """
 
 from __future__ import annotations
@@ -72,6 +73,11 @@ class Tracing:
         span = self._source.begin_request(f"{_OPERATIONS[operation]} {application}", headers, attributes)
         return Trace(self._source, span, operation)
 
+    def begin_search(self, headers: Mapping[bytes, bytes], index: str) -> CallTrace:
+        """Start the span of a search without an answer, in an index version named as ``handbook@3``."""
+        span = self._source.begin_request(f"retrieval {index}", headers, _retrieval_attributes(index))
+        return CallTrace(self._source, span)
+
     def close(self, seconds: float = 5.0) -> None:
         """Send what is left, for at most ``seconds``; blocks."""
         self._source.close(seconds)
@@ -101,8 +107,8 @@ class Trace:
 
     def begin_retrieval(self, index: str) -> CallTrace:
         """Start the span of a search in an index version, named as ``handbook@3``."""
-        attributes: dict[str, Value] = {"gen_ai.operation.name": "retrieval", "gen_ai.data_source.id": index}
-        return CallTrace(self._source, self._source.begin_call(f"retrieval {index}", self._span, attributes))
+        span = self._source.begin_call(f"retrieval {index}", self._span, _retrieval_attributes(index))
+        return CallTrace(self._source, span)
 
     def finish(self, interaction: Interaction, application: str, release: str) -> None:
         """Write what was recorded of the interaction onto its span, and end it.
@@ -163,6 +169,10 @@ def _endpoint(environment: Mapping[str, str]) -> str | None:
     if urlsplit(endpoint).scheme not in _PORTS:
         raise ConfigurationError(f"the OTLP endpoint {endpoint!r} is not an http:// or https:// URL")
     return endpoint
+
+
+def _retrieval_attributes(index: str) -> dict[str, Value]:
+    return {"gen_ai.operation.name": "retrieval", "gen_ai.data_source.id": index}
 
 
 def _operation_attributes(operation: Operation) -> dict[str, Value]:

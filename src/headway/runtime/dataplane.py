@@ -107,7 +107,7 @@ class DataPlaneService:
         tasks.run("statements", lambda: statements.replay_forever(keeper.replay))
         tasks.run("interactions", lambda: interactions.replay_forever(recorder.replay))
         tasks.run("links", lambda: links.replay_forever(conversations.replay))
-        searching = Searching(retriever, quota)
+        searching = Searching(retriever, quota, clock, recorder.note_searched, tracing)
         return self._dataplane(gateway, recorder, searching, database, keeper)
 
     def _dataplane(
