@@ -2,8 +2,9 @@
 
 A pattern is held against the whole path from the lake's root, name by name between the slashes. ``*`` is any part of
 one name, ``?`` one character, ``[a-c]`` and ``[!a-c]`` one of a set, ``**`` any number of folders, none included; as
-the last name it is everything below. Case counts, on every kind of lake. As in a shell, an include's wildcards do not
-match a name that begins with a dot; an exclude's do.
+the last name it is everything below. Case counts, on every kind of lake; how an accent is composed does not: a label
+must hold for a folder that a Mac has named, too. As in a shell, an include's wildcards do not match a name that begins
+with a dot; an exclude's do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from headway.domain.lake import split_pattern
@@ -27,7 +29,7 @@ class _Pattern:
 
     def __init__(self, text: str, *, hidden: bool) -> None:
         try:
-            names = split_pattern(text)
+            names = split_pattern(_composed(text))
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
         self.folders = _literal(names)
@@ -69,8 +71,12 @@ class _Pattern:
 
 
 def _literal(names: list[str]) -> list[str]:
-    """The folders in front of the first wildcard."""
-    return list(itertools.takewhile(lambda name: not _WILD.search(name), names[:-1]))
+    """The folders in front of the first wildcard, as far as there is one way to write them."""
+    return list(itertools.takewhile(lambda name: name.isascii() and not _WILD.search(name), names[:-1]))
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _compile(name: str, *, hidden: bool) -> re.Pattern[str]:
@@ -116,6 +122,7 @@ class Globs:
 
     def step(self, state: State, name: str) -> State:
         """Read one more name of a path."""
+        name = _composed(name)
         include = tuple(p.step(s, name) for p, s in zip(self._include, state[0], strict=True))
         exclude = tuple(p.step(s, name) for p, s in zip(self._exclude, state[1], strict=True))
         return include, exclude

@@ -219,11 +219,15 @@ async def cancel(connection: Connection, index: str, *, author: str, reason: str
 async def enforce_keep(connection: Connection, index: str, keep: int, *, author: str) -> list[str]:
     """Drop the published versions of an index beyond its newest ``keep``, except those in use.
 
+    Each goes in a transaction of its own, and what the connection was in is committed: two that held several versions,
+    this and an apply, could wait for each other.
+
     Returns:
         The names of those dropped.
     """
     published = [version for version in await list_versions(connection, index) if version.state == "published"]
     surplus = [version for version in published[keep:] if not version.used_by]
+    await connection.commit()
     dropped = []
     for version in surplus:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from headway.errors import ConfigurationError
 from headway.lake.globs import Globs
 
+Form = Literal["NFC", "NFD"]
 NAME = st.sampled_from(["a", "b.md", "c.txt", ".hidden", "A"])
 PATH = st.lists(NAME, min_size=1, max_size=4).map("/".join)
 PATTERN = st.lists(st.sampled_from(["a", "*", "*.md", "**", "?", "[ab]*", ".*"]), min_size=1, max_size=4).map("/".join)
@@ -81,6 +84,19 @@ def test_patterns_match_as_the_regular_expression_that_they_mean(pattern: str, p
         else:
             regex += pieces[name] + ("" if number == len(names) - 1 else "/")
     assert Globs([pattern], hidden=True).match(path) == bool(re.fullmatch(regex, path))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("of_pattern", ["NFC", "NFD"])
+def test_accents_match_however_they_are_composed(
+    form: Literal["NFC", "NFD"], of_pattern: Literal["NFC", "NFD"]
+) -> None:
+    pattern, path = unicodedata.normalize(of_pattern, "hr/gehälter/**"), unicodedata.normalize(form, "hr/gehälter/a.md")
+    globs = Globs([pattern])
+    assert globs.match(path)
+    assert globs.base == "hr"
+    assert globs.may_hold(globs.read(path.split("/")[:2]))
+    assert not Globs(["**"], [pattern]).match(path)
 
 
 def test_an_excluded_folder_is_not_listed() -> None:
