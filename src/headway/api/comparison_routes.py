@@ -93,7 +93,7 @@ IndexComparison = create_model(
 )
 
 
-@router.post("/indexes/compare", response_model=IndexComparison, responses=problems(404, 429))
+@router.post("/index-comparisons", response_model=IndexComparison, responses=problems(404, 429))
 async def compare_index_versions(services: Services, key: Viewer, wish: CompareWish) -> Any:
     """Compare two index versions by queries, before any caller meets the second one.
 

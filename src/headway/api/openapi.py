@@ -57,6 +57,8 @@ def tidy(document: Json) -> Json:
             for status, response in operation["responses"].items():
                 if int(status) >= 400:
                     response["content"] = {PROBLEM_CONTENT_TYPE: {"schema": {"$ref": _REF + "Problem"}}}
+            # The server's own answer, before any of ours.
+            operation["responses"]["414"] = {"description": "The URL is longer than 64 KiB. There is no body."}
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document

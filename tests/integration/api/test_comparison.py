@@ -18,7 +18,7 @@ from tests.asked import ask, found_application
 from tests.indexes import SPEC
 from tests.integration.api.conftest import Control
 
-PATH = "/admin/v1/indexes/compare"
+PATH = "/admin/v1/index-comparisons"
 TRAINS = {"query": "how are trains booked?", "relevant": ["travel.md"]}
 LEAVE = {"query": "days of leave", "relevant": [{"document": "leave.md", "heading": "Leave", "grade": 2}]}
 BANDS = {"query": "salary bands of managers", "relevant": ["salary/bands.md"]}
