@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
+import pydantic
 import pytest
 
 from headway.gateway.refusals import NOTHING_FOUND
 from headway.retrieval.embedding import StaticEmbedder
 from headway.storage.database import Database, migrate
-from headway.testing import Behaviour
-from tests.acceptance.harness import Headway, application, openai_deployment, running
+from headway.testing import Behaviour, Lognormal
+from tests.acceptance.harness import Headway, application, openai_deployment, running, wait_for
 from tests.acceptance.stand import Provider, Stand, call, simulated_provider, unique
 from tests.indexes import Page, publish
 
@@ -165,6 +168,65 @@ def test_a_release_that_answers_only_from_documents(stand: Stand, client: openai
         assert (record["passages"], record["cited"], record["cost_usd"], record["status"]) == (0, False, 0.0, 200)
 
 
+class Leave(pydantic.BaseModel):
+    days: int
+
+
+def test_structured_answers_and_refusals(stand: Stand, client: openai.OpenAI) -> None:
+    """What the client's own parser makes of them: an object, or a refusal, as a model's own would be."""
+    question = unique("How many days of annual leave do I have?")
+    stand.provider.play("model", Behaviour(answer_text='{"days": 25}'), Behaviour(answer_text='{"days": 25}'))
+    answer = client.chat.completions.parse(
+        model="support", messages=[{"role": "user", "content": question}], response_format=Leave
+    )
+    assert answer.choices[0].message.parsed == Leave(days=25)
+    assert context_of(answer.choices[0].message)["citations"][0]["document"] == "leave.md"
+    response = client.responses.parse(model="support", input=question, text_format=Leave)
+    assert response.output_parsed == Leave(days=25)
+    assert annotations_of(response)[0].filename == "leave.md"
+
+    refused = client.chat.completions.parse(
+        model="payroll", messages=[{"role": "user", "content": question}], response_format=Leave
+    )
+    assert (refused.choices[0].message.parsed, refused.choices[0].message.refusal) == (None, NOTHING_FOUND)
+    with client.chat.completions.stream(
+        model="payroll", messages=[{"role": "user", "content": question}], response_format=Leave
+    ) as stream:
+        assert stream.get_final_completion().choices[0].message.refusal == NOTHING_FOUND
+    with client.responses.stream(model="payroll", input=question, text_format=Leave) as responding:
+        said: Any = responding.get_final_response()
+    assert (said.output_parsed, said.output[0].content[0].refusal) == (None, NOTHING_FOUND)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_azures_client(stand: Stand, streamed: bool) -> None:
+    question = unique("How many days of annual leave do I have?")
+    with openai.AzureOpenAI(
+        azure_endpoint=stand.headway.url, api_key=stand.key, api_version="2024-10-21", max_retries=0
+    ) as azure:
+        answer: Any = azure.chat.completions.create(
+            model="support", messages=[{"role": "user", "content": question}], stream=streamed
+        )
+        first = next(iter(answer)) if streamed else answer
+        if streamed:
+            answer.close()
+    message = first.choices[0].delta if streamed else first.choices[0].message
+    assert context_of(message)["citations"][0]["document"] == "leave.md"
+
+
+def test_retrieval_is_measured_apart(stand: Stand) -> None:
+    answer = stand.chat("support", unique("How many days of annual leave do I have?"))
+
+    def is_counted() -> bool:
+        text = call(f"{stand.headway.admin_url}/metrics", key=stand.headway.first_key).body.decode()
+        names = ("headway_retrieval_seconds_count", "headway_context_tokens_total")
+        return all(re.search(rf'^{name}{{application="support".*}} [1-9]', text, re.MULTILINE) for name in names)
+
+    wait_for("the metrics of retrieval", is_counted, 15)
+    record = stand.headway.interaction(answer.json["id"])
+    assert record["overhead_ms"] + record["retrieval_ms"] <= record["total_ms"]
+
+
 def test_a_labelled_document_is_for_its_group_alone(stand: Stand) -> None:
     """Not in answers, citations, search or logs of others."""
     hr = stand.headway.run_json("keys", "create", "hr", "--scope", "invoke")
@@ -197,3 +259,35 @@ def test_an_application_without_an_index_has_no_citations(stand: Stand, client: 
     assert context_of(answer.choices[0].message) is None
     record = stand.headway.interaction(answer.id)
     assert record["retrieval_ms"] is record["passages"] is record["retrieved"] is None
+
+
+@pytest.mark.fault
+def test_a_worker_is_killed_while_it_streams(stand: Stand) -> None:
+    """The client of that stream hears of it; a new worker searches from its first request on."""
+    headway = stand.headway
+    before = headway.workers()
+    slow = Behaviour(answer_text="Days [1] " * 40, inter_token_ms=Lognormal(100))
+    question = unique("How many days of annual leave do I have?")
+    stand.provider.play("model", slow)
+    broken: list[Exception] = []
+    with openai.OpenAI(base_url=headway.base_url, api_key=stand.key, max_retries=0) as leaving:
+        stream = leaving.chat.completions.create(
+            model="support", messages=[{"role": "user", "content": question}], stream=True
+        )
+        assert context_of(next(iter(stream)).choices[0].delta)["citations"][0]["document"] == "leave.md"
+        for worker in before:
+            if any(
+                each.status == "ESTABLISHED" and each.laddr.port == headway.port for each in worker.net_connections()
+            ):
+                worker.kill()
+        try:
+            for _ in stream:
+                pass
+        except (openai.APIError, httpx.TransportError) as error:
+            broken.append(error)
+    assert broken
+    serving = lambda: sum(map(headway.is_serving, headway.workers())) == len(before)  # noqa: E731
+    wait_for("workers in the places of those killed", serving, 20)
+    for _ in range(10):
+        answer = stand.chat("support", unique("How many days of annual leave do I have?"))
+        assert answer.json["choices"][0]["message"]["context"]["citations"][0]["document"] == "leave.md"
