@@ -16,10 +16,11 @@ from headway.console.rendering import Renderer
 from headway.console.search_page import Asked
 from headway.console.services import Visitor
 from headway.errors import InvalidRequestError, NotFoundError
+from headway.retrieval import inspection
 from headway.storage import builds, configuration, contents, versions
 from headway.storage.database import Connection
 from headway.storage.paging import read_page
-from headway.storage.versions import DocumentChange, Version
+from headway.storage.versions import Version
 
 LARGEST_NUMBER = 2**31 - 1
 _FIRST_VERSIONS = 4
@@ -27,7 +28,7 @@ _VERSIONS = 30
 _DOCUMENTS = 50
 _SKIPPED = 10
 _CHANGES = 10
-_MOST_CHANGES = 500
+_MOST_CHANGES = 100
 _CHUNKS = 50
 _LONGEST_REASON = 500
 _STATES = ("loaded", "skipped", "listed")
@@ -88,7 +89,7 @@ async def show_version(request: Request, visitor: Visitor) -> Response:
         )  # fmt: skip
         others = await versions.list_versions(connection, version.index)
         before = _before(version, others)
-        changes = [] if before is None else await versions.compare(connection, before, version)
+        changes, counts, _ = await _compare(connection, before, version, limit=_CHANGES)
     return _page(
         request,
         "index_version.html",
@@ -98,8 +99,8 @@ async def show_version(request: Request, visitor: Visitor) -> Response:
         skipped=skipped.items,
         before=before,
         others=[each for each in others if each.state == "published" and each.number != version.number],
-        counts=_count(changes),
-        changes=changes[:_CHANGES],
+        counts=counts,
+        changes=changes,
         asked=Asked(version.label, groups=", ".join(sorted(visitor.key_groups))),
     )
 
@@ -170,7 +171,10 @@ async def show_changes(request: Request, visitor: Visitor) -> Response:
         before = wanted[0] if wanted else None if number else _before(version, others)
         if before is None:
             raise NotFoundError(f"there is no such version to compare {version.label} with")
-        changes = await versions.compare(connection, before, version)
+        for each in (before, version):
+            inspection.require_searchable(each)  # else there are no documents to compare
+        cursor = request.query_params.get("cursor")
+        changes, counts, following = await _compare(connection, before, version, limit=_MOST_CHANGES, cursor=cursor)
     return _page(
         request,
         "index_changes.html",
@@ -178,9 +182,9 @@ async def show_changes(request: Request, visitor: Visitor) -> Response:
         version=version,
         before=before,
         others=[each for each in others if each.state == "published" and each.number != version.number],
-        counts=_count(changes),
-        changes=changes[:_MOST_CHANGES],
-        more=max(0, len(changes) - _MOST_CHANGES),
+        counts=counts,
+        changes=changes,
+        next=following,
     )
 
 
@@ -238,13 +242,20 @@ def _choose(found: list[Version]) -> list[Version]:
 
 def _before(version: Version, others: list[Version]) -> Version | None:
     """The published version before one, to compare it with."""
-    if version.state != "published":
+    if version.state != "published" or version.spec.index.is_pinned:
         return None
     return next((each for each in others if each.number < version.number and each.state == "published"), None)
 
 
-def _count(changes: list[DocumentChange]) -> Mapping[str, int]:
-    return {kind: sum(each.change == kind for each in changes) for kind in ("added", "changed", "removed")}
+async def _compare(
+    connection: Connection, before: Version | None, version: Version, *, limit: int, cursor: str | None = None
+) -> tuple[list[dict[str, Any]], Mapping[str, int], str | None]:
+    """Read what differs: some of the documents, how many there are of each kind, and where the next ones begin."""
+    if before is None:
+        return [], {}, None
+    conditions = versions.between(before, version)
+    page = await read_page(connection, versions.CHANGES, conditions, limit=limit, cursor=cursor)
+    return page.items, await versions.count_changes(connection, before, version), page.next
 
 
 def _reason(form: Form) -> str:

@@ -107,7 +107,8 @@ async def test_a_version(handbook: Console) -> None:
     assert "lake file:/docs include ** passages up to 256 tokens, 32 repeated embedder local-static" in text
     changes = await browser.get("/indexes/handbook/2/changes?before=1")
     assert "/indexes/handbook/2/document?path=new.md" in changes
-    assert "The same" not in words(await browser.get("/indexes/handbook/1/changes?before=2"))
+    back = words(await browser.get("/indexes/handbook/1/changes?before=2"))
+    assert "0 added , 0 changed , 1 removed − removed new.md" in back
     documents = await browser.get("/indexes/handbook/2/documents")
     assert words(documents).count("only for board") == 1
     assert "leave.md" not in await browser.get("/indexes/handbook/2/documents?state=skipped")
@@ -246,6 +247,7 @@ async def test_a_version_that_went_or_never_came_says_so(handbook: Console) -> N
     for state, told in (("dropped", "was dropped"), ("building", "is still being built"), ("failed", "failed to be")):
         async with handbook.database.connection() as connection:
             await connection.execute("UPDATE index_version SET state = %s, stage = 'load' WHERE number = 2", (state,))
+        assert f"handbook@2 {told}" in words(await browser.get("/indexes/handbook/2/changes?before=1", 404)).lower()
         assert f"Handbook@2 {told}" in words(await ask(browser, index="handbook@2")).replace("handbook", "Handbook")
         await browser.get("/indexes/handbook/2")
 
