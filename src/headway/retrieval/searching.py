@@ -15,7 +15,7 @@ from headway.storage.database import Connection
 from headway.storage.search import Question, Reach, Scope, Searched
 
 _KNOWN_VERSIONS = 200
-_KNOWN_REACHES = 1000  # of 50,000 documents at the very most
+_KNOWN_REACHES = 200  # of 350 kB at the very most
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")

@@ -4,9 +4,9 @@ Either side brings candidates. All candidates are then scored by both: by how mu
 any two chunks of the version are, and by how much of the query's words they have (BM25, as a part of what could be
 had). The score is the weighted mean of the two, so that it means the same whatever else was found.
 
-Filters and access groups are part of both sides, so they cost no recall and nothing leaks. Where they leave few chunks,
-each of those is looked at, which is exact and faster than the graph; where they leave many, the graph is searched on
-until enough are found.
+Filters and access groups are part of both sides, so that nothing leaks. Nor must they cost recall: a graph leads to
+what is near the query, and of that a filter may let nothing pass. So each of the chunks that pass is looked at, which
+is exact and costs no more; only where there are too many of them, the graph is searched, and further than without.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from headway.storage.partitions import GRAPH_CHUNKS, WORDS, Figures, graph_key
 
 Vector = NDArray[np.float32]
 
-_LISTED_CHUNKS = 50_000  # looked at one by one at most, where the graph could be searched
+_LISTED_CHUNKS = 50_000  # that pass a filter: looked at one by one at most; 1 ms for 1,300
+_MOST_PASS = 0.75  # of all chunks; a filter that lets more pass does not mislead the graph
 _DEPTH = 50  # candidates by meaning; twice top_k where that is more
-_BREADTH, _MOST_BREADTH = 200, 1000  # of the graph's search: pgvector's ef_search, and its limit
+_BREADTH, _MOST_BREADTH = 500, 1000  # of the graph's search: pgvector's ef_search, and its limit
+_FILTERED_DEPTH = 400  # brought by the graph where a filter may mislead it
 _WORDED = 500  # candidates by words
 _VISITS, _MOST_VISITS = 8000, 16_000  # chunks looked up by rare words
 _WORDS, _FOLLOWING = 32, 8  # of a query
@@ -76,10 +78,10 @@ class Scope:
 
 
 class Reach(NamedTuple):
-    """How much a scope holds: chunks, and, where each of them is to be looked at, their documents."""
+    """How much a scope holds: chunks, and, where each of them is to be looked at, their documents as SQL's array."""
 
     chunks: int
-    documents: tuple[int, ...] | None = None
+    documents: str | None = None
 
 
 class Question(NamedTuple):
@@ -137,7 +139,7 @@ async def measure(connection: Connection, searched: Searched, scope: Scope) -> R
         return Reach(searched.figures.chunks)
     condition, values = _compile(scope)
     query = sql.SQL(
-        "SELECT coalesce(sum(chunks), 0), array_agg(id ORDER BY id) FROM ("
+        "SELECT coalesce(sum(chunks), 0), coalesce(array_agg(id ORDER BY id), '{{}}')::text FROM ("
         " SELECT id, chunks, groups, metadata || jsonb_build_object('path', path, 'title', title, 'modified', modified)"
         " AS metadata FROM index_document WHERE version_id = %(version)s AND state = 'loaded' AND chunks > 0"
         ") document WHERE {}"
@@ -146,7 +148,7 @@ async def measure(connection: Connection, searched: Searched, scope: Scope) -> R
     row = await cursor.fetchone()
     assert row is not None
     chunks = int(row[0])
-    return Reach(chunks, tuple(row[1] or ()) if _is_few(searched.figures, chunks) else None)
+    return Reach(chunks, row[1] if _is_few(searched.figures, chunks) else None)
 
 
 async def search(
@@ -175,7 +177,7 @@ async def search(
     depth = max(_DEPTH, 2 * question.top_k)
     way = choose_way(searched.figures, reach)
     async with connection.pipeline():
-        await connection.execute(_SETTINGS, _settings(way, searched.figures, reach, depth))
+        await connection.execute(_SETTINGS, _settings(way, depth))
         words = await _read_words(connection, searched, question.text if question.weight < 1 else "")
     terms = plan_terms(words, searched.figures, reach.chunks)
     asked = _Asked(searched, scope, reach, question, vector, terms, depth)
@@ -191,20 +193,15 @@ Way = Literal["each", "listed", "graph"]
 
 
 def choose_way(figures: Figures, reach: Reach) -> Way:
-    """Say how vectors are searched.
-
-    To look at each of n chunks costs n. The graph costs a fixed number of steps, divided by the part that passes the
-    filter. They cost the same where n², divided by all chunks, is ``GRAPH_CHUNKS``.
-    """
+    """Say how vectors are searched."""
     if not _is_few(figures, reach.chunks):
         return "graph"
     return "each" if reach.documents is None else "listed"
 
 
 def _is_few(figures: Figures, chunks: int) -> bool:
-    return chunks * chunks <= GRAPH_CHUNKS * figures.chunks and (
-        chunks <= _LISTED_CHUNKS or figures.chunks <= GRAPH_CHUNKS
-    )
+    """Say whether each chunk that passes a filter is looked at; a version of few has no graph."""
+    return figures.chunks <= GRAPH_CHUNKS or chunks <= min(_LISTED_CHUNKS, _MOST_PASS * figures.chunks)
 
 
 def plan_terms(words: Sequence[tuple[str, int]], figures: Figures, chunks: int) -> list[Term]:
@@ -267,18 +264,17 @@ def _clean(text: str) -> str:
 _SETTINGS: LiteralString = """
     SELECT set_config('statement_timeout', %(timeout)s, true), set_config('work_mem', '32MB', true),
            set_config('hnsw.ef_search', %(breadth)s, true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
-           set_config('hnsw.scan_mem_multiplier', '2', true), set_config('jit', 'off', true),
+           set_config('hnsw.max_scan_tuples', '100000', true), set_config('hnsw.scan_mem_multiplier', '4', true),
+           set_config('jit', 'off', true),
            set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
            set_config('enable_seqscan', %(scans)s, true), set_config('max_parallel_workers_per_gather', '0', true)
 """
 
 
-def _settings(way: Way, figures: Figures, reach: Reach, depth: int) -> dict[str, str]:
-    part = reach.chunks / max(1, figures.chunks)
-    breadth = min(max(_BREADTH, 4 * depth) / part, _MOST_BREADTH)
+def _settings(way: Way, depth: int) -> dict[str, str]:
     return {
         "timeout": f"{_STATEMENT_MS}ms",
-        "breadth": str(round(breadth)),
+        "breadth": str(min(max(_BREADTH, 4 * depth), _MOST_BREADTH)),
         # The planner cannot know how few rows a way looks at: it is told not to read the whole table instead.
         "scans": "on" if way == "each" else "off",
     }
@@ -296,7 +292,10 @@ class _Asked(NamedTuple):
 
 _NEAR: dict[Way, LiteralString] = {
     "graph": """
-        SELECT id FROM {chunks} WHERE {condition} ORDER BY ({key}) <#> %(vector)s::halfvec LIMIT %(depth)s""",
+        SELECT id FROM (
+            SELECT id, ({key}) <#> %(vector)s::halfvec AS distance FROM {chunks} WHERE {condition}
+            ORDER BY ({key}) <#> %(vector)s::halfvec LIMIT %(reached)s
+        ) reached ORDER BY distance, id LIMIT %(depth)s""",
     "each": """
         SELECT id FROM (
             SELECT id, document, position, embedding <#> %(vector)s::halfvec AS distance FROM {chunks} WHERE {condition}
@@ -317,9 +316,10 @@ _QUERY: LiteralString = """
     ), near AS MATERIALIZED ({near}
     ), worded AS MATERIALIZED (
         SELECT hit.id FROM term t CROSS JOIN LATERAL (
-            SELECT id FROM {chunks} WHERE tsv @@ t.probe AND {condition} LIMIT %(visits)s
+            SELECT id, tokens FROM {chunks} WHERE tsv @@ t.probe AND {condition} LIMIT %(visits)s
         ) hit WHERE t.probe IS NOT NULL
-        GROUP BY hit.id ORDER BY sum(t.weight) DESC, hit.id LIMIT %(worded)s
+        -- Of two that have the same words, the shorter is more likely about them.
+        GROUP BY hit.id, hit.tokens ORDER BY sum(t.weight) DESC, hit.tokens, hit.id LIMIT %(worded)s
     ), fetched AS MATERIALIZED (
         -- The words are read once, and kept, for all terms.
         SELECT c.id, c.document, c.position, c.tokens, c.tsv || ''::tsvector AS tsv,
@@ -366,6 +366,7 @@ async def _ask(connection: Connection, asked: _Asked, way: Way) -> tuple[int, li
     }
     near = sql.SQL(_NOTHING if vector is None else _NEAR[way]).format(**parts)
     total = sum(term.weight for term in asked.terms)
+    part = asked.reach.chunks / max(1, searched.figures.chunks)
     cursor = await connection.execute(
         sql.SQL(_QUERY).format(near=near, **parts),
         {
@@ -374,8 +375,9 @@ async def _ask(connection: Connection, asked: _Asked, way: Way) -> tuple[int, li
             "weights": [term.weight for term in asked.terms],
             "probes": [term.probe for term in asked.terms],
             "vector": None if vector is None else _write(vector),
-            "documents": list(asked.reach.documents or ()),
+            "documents": asked.reach.documents,
             "depth": asked.depth,
+            "reached": asked.depth if part > _MOST_PASS else max(asked.depth, _FILTERED_DEPTH),
             "visits": _VISITS,
             "worded": _WORDED,
             "saturation": _SATURATION,
