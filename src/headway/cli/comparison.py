@@ -271,7 +271,7 @@ def _line(text: Text) -> None:
 
 
 def _describe_asked(asked: Asked) -> str:
-    parts = [f"{asked.interactions:,} recorded interactions"]
+    parts = [_count(asked.interactions, "recorded interaction")]
     for count, what in (
         (asked.repeated, "ask the same again"),
         (asked.without_content, "without stored content"),
@@ -284,8 +284,8 @@ def _describe_asked(asked: Asked) -> str:
 def _describe_search(found: Comparison) -> str:
     groups = "all documents" if found.groups is None else ", ".join(found.groups) or "what everybody may see"
     parts = [
-        f"{found.queries:,} queries, {found.labelled:,} with labels",
-        f"first {found.top_k} passages",
+        f"{_count(found.queries, 'query')}, {found.labelled:,} with labels",
+        "first passage" if found.top_k == 1 else f"first {found.top_k} passages",
         f"meaning {found.hybrid_weight:.0%}, words {1 - found.hybrid_weight:.0%}",
         f"minimum score {found.minimum_score:g}" if found.minimum_score else "",
         cell(groups),
@@ -299,17 +299,21 @@ def _judge(found: Comparison) -> list[Text]:
     if found.relevance is None:
         verdicts.append(Text("No query says what answers it: whether a difference is for the better is not known."))
     else:
-        recall, k = found.relevance.recall, found.top_k
-        if recall.difference.upper < 0:
+        recall, k = found.relevance.recall.difference, found.top_k
+        if recall.upper < 0:
             said, style = (
                 f"{found.after} answers worse: it finds less of what answers, among the first {k}.",
                 "bold red",
             )
-        elif recall.difference.lower > 0:
+        elif recall.lower > 0:
             said, style = f"{found.after} answers better: it finds more of what answers, among the first {k}.", "green"
         else:
             said, style = f"No difference is shown in how much of what answers is found, among the first {k}.", "bold"
         verdicts.append(Text(said, style))
+        place = found.relevance.reciprocal_rank.difference
+        if place.upper < 0 or place.lower > 0:
+            where, style = ("later", "red") if place.upper < 0 else ("earlier", "green")
+            verdicts.append(Text(f"The first answer comes {where} than in {found.before}.", style))
     if found.empty.newly:
         verdicts.append(Text(f"{_count(found.empty.newly, 'query')} found something before and nothing now.", "red"))
     if found.lost.removed:

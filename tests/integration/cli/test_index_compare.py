@@ -90,7 +90,7 @@ def test_a_comparison_reads_at_a_glance(stand: Stand, monkeypatch: pytest.Monkey
     headway("handbook@1", "handbook", "--queries", file, "--top-k", "1")
     lines = narrow.export_text().splitlines()
     assert lines[0] == "handbook@1 → handbook@2"
-    assert lines[1].startswith("12 queries, 12 with labels · first 1 passages · meaning 50%, words 50% · all")
+    assert lines[1].startswith("12 queries, 12 with labels · first passage · meaning 50%, words 50% · all")
     assert "No difference is shown in how much of what answers is found, among the first 1." in lines
     assert "1 document of what was found before was removed." in lines
     assert "          before  after  difference          95% sure  better  worse  same" in lines
@@ -101,6 +101,14 @@ def test_a_comparison_reads_at_a_glance(stand: Stand, monkeypatch: pytest.Monkey
     assert [line.split() for line in lines if line.startswith("travel.md")] == [
         ["travel.md", "removed", "1", "how", "are", "trains", "booked?"]
     ]
+
+
+def test_places_are_told_where_they_change(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    for before, after, said in (("1", "2", "later"), ("2", "1", "earlier")):
+        file = stand.write(*[LABELLED[0]] * 20)
+        told = headway(f"handbook@{before}", f"handbook@{after}", "-q", file, "-k", "1").stdout
+        assert f"The first answer comes {said} than in handbook@{before}." in told
+        assert f"handbook@{after} answers {'worse' if said == 'later' else 'better'}:" in told
 
 
 def test_without_labels_nothing_is_said_of_better_or_worse(stand: Stand) -> None:
@@ -143,8 +151,8 @@ def test_queries_come_from_what_was_asked(stand: Stand) -> None:
     lost = {each["document"]: each for each in found["lost"]["documents"]}
     assert sorted(lost["travel.md"]["examples"]) == ["how are trains booked?", "trains\nhow are they booked?"]
     fewer = headway("handbook@1", "handbook@2", "--from-interactions", "help", "--limit", "1").stdout
-    assert "1 recorded interactions" in fewer
-    assert "1 queries, 0 with labels · first 2 passages" in fewer
+    assert "1 recorded interaction\n" in fewer
+    assert "1 query, 0 with labels · first 2 passages" in fewer
 
 
 def test_what_was_asked_may_not_be_known(stand: Stand) -> None:
