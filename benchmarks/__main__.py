@@ -20,6 +20,7 @@ from rich.console import Console
 
 from benchmarks import machine, report
 from benchmarks.bench import Bench, Starter
+from benchmarks.building import measure_building
 from benchmarks.cost import measure_cost
 from benchmarks.decision import measure_decision
 from benchmarks.exchange import MODEL, Endpoint, count_requests
@@ -38,6 +39,7 @@ AREAS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "streaming": measure_streaming,
     "memory": measure_memory,
     "decision": measure_decision,
+    "building": measure_building,
 }
 STARTERS: Mapping[str, Starter] = {"envoy": start_envoy, "reference": start_reference, "headway": start_headway}
 

@@ -24,6 +24,7 @@ class Sizes:
         stalled: Clients that never read, at once.
         ticks: Ticks of the controller.
         claimed_rows: Rows of evidence, and ratings, that earlier ticks have claimed.
+        documents: That an index is built of.
     """
 
     rounds: int = 5
@@ -41,6 +42,7 @@ class Sizes:
     stalled: int = 10
     ticks: int = 60
     claimed_rows: int = 200_000
+    documents: int = 10_000
 
 
 DEFAULT = Sizes()
@@ -57,5 +59,6 @@ QUICK = Sizes(
     stalled=5,
     ticks=10,
     claimed_rows=2_000,
+    documents=1_000,
 )
 FULL = Sizes(requests=20_000, open_loop_seconds=10.0, memory_from=100_000, memory_to=1_000_000, claimed_rows=2_000_000)
