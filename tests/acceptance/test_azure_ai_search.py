@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from headway.testing import Behaviour
 from headway.testing.search_service import HeldIndex, Scripted, SearchServiceSimulator
-from tests.acceptance.harness import Headway, application, openai_deployment, running
+from tests.acceptance.harness import Headway, application, openai_deployment, running, wait_for
 from tests.acceptance.stand import Provider, Stand, call, simulated_provider, unique
 
 KEY = "an-admin-key-that-nobody-sees"
@@ -48,11 +50,15 @@ def configuration(provider: Provider, endpoint: str, **applications: Any) -> dic
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[SearchServiceSimulator]:
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(SearchServiceSimulator(admin_keys=[KEY])) as simulator,
-    ):
+def portal() -> Iterator[BlockingPortal]:
+    """Where the service runs."""
+    with start_blocking_portal() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def service(portal: BlockingPortal) -> Iterator[SearchServiceSimulator]:
+    with portal.wrap_async_context_manager(SearchServiceSimulator(admin_keys=[KEY])) as simulator:
         simulator.indexes["leaflets"] = LEAFLETS
         yield simulator
 
@@ -132,6 +138,31 @@ def test_a_dropped_version_is_gone_there(stand: Stand, service: SearchServiceSim
     built = stand.headway.run_json("index", "build", "handbook")
     remote = built["progress"]["remote"]
     assert remote in service.indexes
-    stand.headway.run("index", "drop", "handbook@2")
+    stand.headway.run("index", "drop", built["label"])
     assert remote not in service.indexes
     assert stand.headway.run_json("index", "show", "handbook@1")["progress"]["remote"] in service.indexes
+
+
+@pytest.mark.fault
+def test_a_build_that_is_killed_while_it_writes_goes_on(
+    stand: Stand, service: SearchServiceSimulator, portal: BlockingPortal
+) -> None:
+    (stand.headway.folder / "docs" / "pets.md").write_text("# Pets\n\nDogs are welcome on Fridays.\n")
+    before = stand.headway.run_json("index", "show", "handbook")["number"]
+    service.calls.clear()
+    service.hang("search.index")
+    command = [sys.executable, "-m", "headway", "index", "build", "handbook"]
+    build = subprocess.Popen(
+        command, cwd=stand.headway.folder, env=stand.headway.environment, stderr=subprocess.DEVNULL
+    )
+    wait_for("the first write", lambda: any(call.path.endswith("search.index") for call in service.calls))
+    build.kill()
+    build.wait(10)
+    portal.call(service.go_on)  # what was under way when it was killed is written as well
+    shown = wait_for(
+        "the new version",
+        lambda: (found := stand.headway.run_json("index", "show", "handbook"))["number"] > before and found,
+    )
+    written = service.indexes[shown["progress"]["remote"]].documents
+    assert sorted(each["path"] for each in written.values()) == ["hr/salaries.md", "leave.md", "pets.md", "travel.md"]
+    assert (shown["progress"]["embedded"], shown["progress"]["reused"]) == (1, 3)

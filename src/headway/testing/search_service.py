@@ -113,6 +113,7 @@ class SearchServiceSimulator:
         self._scripted: deque[tuple[str, Scripted]] = deque()
         self._failing: dict[str, tuple[int, int]] = {}
         self._runner: web.AppRunner | None = None
+        self._held_path = ""
         self._gate = asyncio.Event()
         self._gate.set()
         self._etags = 0
@@ -158,8 +159,9 @@ class SearchServiceSimulator:
         """Refuse a document of a batch with a status of its own, so many times."""
         self._failing[key] = (status, times)
 
-    def hang(self) -> None:
-        """Answer nothing until ``go_on``."""
+    def hang(self, path: str = "") -> None:
+        """Answer nothing whose path ends like this until ``go_on``."""
+        self._held_path = path
         self._gate.clear()
 
     def go_on(self) -> None:
@@ -172,7 +174,8 @@ class SearchServiceSimulator:
         raw = await request.read()
         body = msgspec.json.decode(raw) if raw else None
         self.calls.append(SearchCall(request.method, request.path, dict(request.headers), body))
-        await self._gate.wait()
+        if request.path.endswith(self._held_path):
+            await self._gate.wait()
         for number, (path, answer) in enumerate(self._scripted):
             if request.path.endswith(path):
                 del self._scripted[number]
