@@ -6,15 +6,19 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from psycopg.types.json import Jsonb
 
 from headway.clock import SystemClock
+from headway.domain.evidence import Counts
+from headway.domain.release import Retrieval
 from headway.gateway.measurements import MIRRORED, MIRRORED_COST, MIRRORS_DROPPED, REQUESTS
 from headway.ids import Arm, Kind
 from headway.storage.records import read_interaction
 from headway.testing import Behaviour, Fault, Lognormal, server_error
 from tests.integration.gateway.conftest import CANDIDATE, STABLE, WorkerStand
+from tests.integration.gateway.grounded import fields, ground, prepare
 
 
 @pytest.fixture
@@ -66,6 +70,23 @@ async def test_a_request_is_put_to_the_candidate_as_well(stand: WorkerStand, str
     (asked,) = stand.asked(CANDIDATE)
     assert asked.body["messages"][0] == {"role": "system", "content": "Be bold, support."}
     assert asked.body["stream"] is stream if stream else not asked.body.get("stream")
+
+
+async def test_a_mirror_searches_the_index_version_of_the_candidate(stand: WorkerStand) -> None:
+    await prepare(stand)
+    await ground(stand, 2, Retrieval("handbook", 2))  # of which this caller sees nothing
+    await stand.publish()
+    await stand.ask(**fields("/v1/chat/completions"))
+    (served,), (mirrored,) = pairs(await stand.interactions(2))
+    assert (served["passages"], served["cited"], mirrored["passages"], mirrored["context_tokens"]) == (2, True, 0, 0)
+    assert mirrored["retrieval_ms"] > 0
+    rows = await stand.rows("SELECT arm, counts FROM evidence WHERE stage = 0")
+    booked: dict[int, list[Counts]] = {0: [], 1: []}
+    for arm, counts in rows:
+        booked[arm].append(msgspec.convert(counts, Counts, strict=False))
+    empty = [sum(each.events["empty_result_rate"].count for each in booked[arm]) for arm in (0, 1)]
+    searched = [sum(each.events["empty_result_rate"].at_risk for each in booked[arm]) for arm in (0, 1)]
+    assert (empty, searched) == ([0, 1], [1, 1])
 
 
 async def test_it_costs_no_key_anything_and_is_counted_apart(stand: WorkerStand) -> None:
