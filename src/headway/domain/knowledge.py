@@ -66,7 +66,8 @@ class Passage(msgspec.Struct, frozen=True):
         tokens: Its length.
         position: Its place in the document.
         score: 0 to 1, whatever else was found: the weighted mean of how much more alike it is to the query than any two
-            chunks of the version are, and of ``coverage``.
+            chunks of the version are, and of ``coverage``. In a search service what that can tell, which is less
+            (``headway.retrieval.azure_search``).
         vector_rank, text_rank: Place by meaning, and by words, from 1; None where it is not among the first.
         similarity: Cosine similarity to the query; None where vectors were not searched.
         coverage: Part of the query's words that it has, rare ones counting more, 0 to 1; None where it has none.
