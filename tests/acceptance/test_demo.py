@@ -44,7 +44,7 @@ def test_the_demo_answers_rates_reports_and_shows_what_was_recorded(tmp_path: Pa
     assert "went wrong" not in told
     assert "source .headway-demo/env" in told
     reading = told.partition("A reader asks")[2].partition("Four more applications")[0]
-    for document in ("howto/run-in-production.md", "glossary.md"):
+    for document in ("howto/run-in-production.md", "howto/collect-feedback.md"):
         assert re.search(rf"\[[12]] .*{document} .*0\.\d\d  handbook@1", reading)
     assert reading.count("no passage fits") == 1
     assert {release["name"] for release in read(tmp_path, "releases", "list", "support")} == {"plain", "facts"}

@@ -20,7 +20,7 @@ APPLICATION = "guide"
 QUESTIONS = (
     "What happens to requests when the database is away?",
     "What do replicas share?",
-    "What is a release identified by?",
+    "Does a page need an API key to rate an answer?",
     "Who won the football match yesterday?",
 )
 """What a reader asks; the last one is answered nowhere in them."""
