@@ -87,6 +87,7 @@ class StaticEmbedder:
 
     def __init__(self) -> None:
         self._model: WordVectors | None = None
+        self._loading = asyncio.Lock()
 
     @property
     def dimensions(self) -> int:
@@ -100,8 +101,11 @@ class StaticEmbedder:
         Raises:
             ConfigurationError: The extra ``knowledge`` is not installed.
         """
-        if self._model is None:
-            self._model = await asyncio.to_thread(WordVectors.load)
+        if self._model is not None:
+            return
+        async with self._loading:  # once, however many come first
+            if self._model is None:
+                self._model = await asyncio.to_thread(WordVectors.load)
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """Make a vector of each text; that of a text without words is zero."""

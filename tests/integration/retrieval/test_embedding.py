@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -17,6 +18,7 @@ from headway.errors import ConfigurationError, ProviderUnavailableError
 from headway.providers.client import ProviderClient
 from headway.providers.credentials import Credentials
 from headway.retrieval.embedding import DeploymentEmbedder, Embedder, StaticEmbedder, make_embedder, make_query_embedder
+from headway.retrieval.wordvectors import WordVectors
 from headway.testing import Behaviour, ProviderSimulator, overloaded, rate_limited, refusing_port
 from headway.testing.embeddings import embed_text
 
@@ -77,6 +79,21 @@ async def test_the_embedded_model_knows_what_is_alike() -> None:
     assert vacation @ holiday > vacation @ server
     assert np.linalg.norm(vacation) == pytest.approx(1.0, abs=1e-5)
     assert not nothing.any()
+
+
+async def test_the_embedded_model_is_loaded_once_however_many_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[WordVectors] = []
+    load = WordVectors.load
+
+    def count() -> WordVectors:
+        loaded.append(load())
+        return loaded[-1]
+
+    monkeypatch.setattr(WordVectors, "load", count)
+    embedder = StaticEmbedder()
+    vectors = await asyncio.gather(*[embedder.embed([f"text {number}"]) for number in range(20)])
+    assert len(loaded) == 1
+    assert {each.shape for each in vectors} == {(1, 256)}
 
 
 async def test_texts_go_in_batches_and_come_back_in_order() -> None:
