@@ -17,8 +17,9 @@ from headway.domain.access import is_group
 from headway.domain.excerpt import Excerpt
 from headway.domain.filters import parse_filter
 from headway.domain.knowledge import Passage
-from headway.domain.release import Bundle, Retrieval
+from headway.domain.release import Retrieval
 from headway.errors import InvalidRequestError, NotFoundError
+from headway.gateway.asked import read_retrieval
 from headway.gateway.searching import MOST_PASSAGES, check_query
 from headway.retrieval.inspection import Inspection, inspect, name_section
 from headway.runtime import open_database
@@ -111,10 +112,7 @@ async def _retrieval(connection: Connection, application: str | None) -> Retriev
     """Give how a search is done: as an application's stable release does it, or as one that says nothing of it."""
     if application is None:
         return Retrieval("", 0)
-    found = await applications.find_application(connection, application)
-    releases = await applications.list_releases(connection, application)
-    stable = next((release for release in releases if release.number == found.stable_release), None)
-    retrieval = None if stable is None else msgspec.convert(stable.bundle, Bundle).retrieval
+    retrieval = await read_retrieval(connection, await applications.find_application(connection, application))
     if retrieval is None:
         raise NotFoundError(f"the stable release of {application} has no search index", param="application")
     return retrieval
