@@ -184,7 +184,7 @@ def make_request(sought: Sought, text: str, vector: Sequence[float] | None) -> d
     if vector is not None:
         query = {
             "kind": "vector",
-            "vector": [round(float(each), 7) for each in vector],
+            "vector": vector,
             "fields": fields.vector,
             "k": max(_DEPTH, 2 * retrieval.top_k),
         }

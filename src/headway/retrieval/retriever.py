@@ -38,6 +38,7 @@ _SEARCH_SECONDS = 2.5  # of a database that answers: that it is slow at one sear
 _ANSWER_PART = 0.6  # of the time for a search: by then the database, or the embedder, counts as away
 _REMOTE_PLACES = 200  # searches of search services at once
 _PATIENCE = 0.9  # of that time, for trying again: the last try's own error says more than that it took too long
+_DIGITS = 7  # of a vector's values, as it is sent
 _KNOWN_VERSIONS = 200
 
 _log = structlog.get_logger("headway.retrieval")
@@ -302,7 +303,7 @@ class VersionRetriever:
         self._remote_room -= 1
         try:
             sought = Sought(wanted.retrieval.label, service, remote, wanted.retrieval, wanted.groups)
-            vector = None if wanted.vector is None else wanted.vector.tolist()
+            vector = None if wanted.vector is None else wanted.vector.astype(np.float64).round(_DIGITS).tolist()
             return await attempts.run(partial(search, sought, wanted.text, vector, seconds=_PATIENCE * seconds))
         finally:
             self._remote_room += 1
