@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.exact import Library, read_library
+from benchmarks.exact import Library, read_library, read_words
 from headway.clock import SystemClock
 from headway.domain.knowledge import Passage
 from headway.domain.release import Retrieval
@@ -63,11 +63,6 @@ class Stand:
         query = Query(text, vector, Retrieval("handbook", 1, **retrieval), frozenset(groups))
         async with self.database.connection() as connection:
             return list(await self.search(connection, self.version, query))
-
-    async def read_words(self, text: str) -> list[str]:
-        async with self.database.connection() as connection:
-            cursor = await connection.execute("SELECT tsvector_to_array(to_tsvector('english', %s))", (text,))
-            return list((await cursor.fetchone() or ([],))[0])
 
 
 @pytest.fixture
@@ -133,8 +128,10 @@ async def test_filtered_search_equals_exact_search_among_what_is_allowed(
     allowed = stand.library.allow(allow)
     vector = (await stand.embedder.embed([text]))[0]
     unit = vector / np.linalg.norm(vector) if weight and vector.any() else None
-    scores = stand.library.score(await stand.read_words(text), unit, weight)
-    best = scores.best(allowed, top_k)
+    async with stand.database.connection() as connection:
+        words = await read_words(connection, "english", text)
+    scores = stand.library.score(words, unit, weight)
+    best = stand.library.best(scores, allowed, top_k)
     if weight == 0:
         best = [place for place in best if scores.coverage[place] > 0]
     places = [stand.library.chunks.index(passage.chunk) for passage in found]
