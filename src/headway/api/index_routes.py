@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -22,7 +23,7 @@ from headway.api.resources import Page
 from headway.api.rollout_resources import plain
 from headway.config.indexes import IndexReference
 from headway.config.spec import specify_version
-from headway.errors import NotFoundError
+from headway.errors import ConflictError, NotFoundError
 from headway.storage import builds, configuration, versions
 from headway.storage.database import Connection
 from headway.storage.paging import read_page
@@ -106,6 +107,9 @@ async def compare_versions(services: Services, _: Viewer, index: Name, wanted: A
 @router.post("/indexes/{index}/builds", response_model=IndexVersion, status_code=202, responses=problems(404, 409))
 async def build_version(services: Services, key: Admin, index: Name) -> Any:
     """Begin to build the next version of an index of the applied file, in the background."""
+    if importlib.util.find_spec("fsspec") is None:
+        message = "this control plane builds no indexes: it needs the extra, pip install 'headway[knowledge]'"
+        raise ConflictError(message, code="builds_off")
     async with services.database.connection() as connection:
         entry = await configuration.current(connection)
         if entry is None:

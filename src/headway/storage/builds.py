@@ -171,7 +171,8 @@ async def begin(connection: Connection, index: str, spec: VersionSpec, *, author
     assert row is not None
     running = await find_unfinished(connection, index)
     if running is not None:
-        raise ConflictError(f"{running.label} is being built already ({describe(running)}): see `headway index show`")
+        message = f"{running.label} is being built already ({describe(running)}): see `headway index show`"
+        raise ConflictError(message, code="build_running")
     cursor = await connection.execute(
         "INSERT INTO index_version (index_id, number, state, stage, spec, created_by)"
         " SELECT %(index)s, coalesce(max(number), 0) + 1, 'building', 'snapshot', %(spec)s, %(author)s"

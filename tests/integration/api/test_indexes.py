@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ async def test_a_version_is_built_in_the_background(control: Control, lake: Path
     assert begun["created_by"].startswith("operator")
     refused = await post(control, "/indexes/handbook/builds", 409)
     assert "handbook@1 is being built already" in refused["detail"]
+    assert refused["code"] == "build_running"
     (index,) = (await control.get(f"{ADMIN}/indexes"))["items"]
     assert (index["name"], index["latest"], index["building"]["label"]) == ("handbook", None, "handbook@1")
     async with database.connection() as connection:
@@ -114,6 +116,20 @@ async def test_a_version_is_built_in_the_background(control: Control, lake: Path
     index = await control.get(f"{ADMIN}/indexes/handbook")
     assert (index["latest"]["label"], index["building"]) == ("handbook@1", None)
     assert index["spec"]["lake"]["include"] == ["**/*.md"]
+
+
+async def test_nothing_is_begun_that_nobody_can_build(
+    control: Control, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await apply(control.world.database, Project(tmp_path), lake)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, package=None: None if name == "fsspec" else find(name, package)
+    )
+    refused = await post(control, "/indexes/handbook/builds", 409)
+    assert refused["code"] == "builds_off"
+    assert "headway[knowledge]" in refused["detail"]
+    assert (await control.get(f"{ADMIN}/index-versions"))["items"] == []
 
 
 async def test_a_build_is_cancelled_and_a_version_dropped(control: Control, lake: Path, tmp_path: Path) -> None:
