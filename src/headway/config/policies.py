@@ -152,8 +152,8 @@ DECLARED = Table(
         ),
         "limit": Key(
             Number(0, 1e15, between=True),
-            "Of cost, tokens and positive feedback, and required there: where values are cut off, near their 99.9th"
-            " percentile.",
+            "Of cost, tokens and positive feedback, and required there: near their 99.9th percentile. Values are cut"
+            " off there, times the margin.",
         ),
     }
 )

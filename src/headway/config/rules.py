@@ -414,7 +414,7 @@ def _resolve_baseline(metric: Metric, entry: Tree, place: Place, document: Docum
     if metric.kind != "positive" and limit is not None:
         document.complain((*place, "limit"), "is for cost, tokens and positive feedback")
     elif metric.kind == "positive" and (limit is None or limit <= level):
-        message = f"{metric.name} needs a limit above its level: where values are cut off, near the 99.9th percentile"
+        message = f"{metric.name} needs a limit above its level, near the 99.9th percentile of its values"
         document.complain(place, message)
     return DeclaredBaseline(level=level, limit=limit)
 

@@ -100,7 +100,7 @@ class DeclaredBaseline(msgspec.Struct, frozen=True):
 
     Attributes:
         level: Rate (0 to 1), mean, or quantile in milliseconds, by the kind of metric.
-        limit: Of positive values: where they are cut off, near their 99.9th percentile.
+        limit: Of positive values: near their 99.9th percentile; they are cut off there, times the margin.
     """
 
     level: float

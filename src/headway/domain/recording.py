@@ -22,7 +22,7 @@ class MetricBaseline(msgspec.Struct, frozen=True):
     Attributes:
         observations: Interactions, or raters, that it comes from; 0 for a declared one.
         level: Rate (0 to 1), mean in the metric's unit, or quantile in milliseconds, by the kind of metric.
-        limit: Of positive values: their 99.9th percentile; ``cut_off`` says where they are cut off.
+        limit: Of positive values: their 99.9th percentile; they are cut off there, times the margin.
         unit_variance: s0^2 of F6: the variance of a bucket's ratio, measured on windows of at most 24 hours.
         bucket_interactions: Interactions per bucket in those windows; s0^2 is scaled by it.
     """
