@@ -115,7 +115,7 @@ async def test_a_build_is_followed_until_it_is_published_and_searched(stand: Sta
                     "UPDATE index_version SET stage = 'load', progress = %s WHERE id = %s",
                     (Jsonb(msgspec.to_builtins(progress)), version),
                 )
-            await expect(page.locator(".headline")).to_have_text("123 of 300 documents loaded, about 17 s to go.")
+            await expect(page.locator(".headline")).to_have_text("123 of 300 documents read, about 17 s to go.")
             await expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "41.0")
             await expect(page.locator("[aria-current=step]")).to_contain_text("load")
             await expect(page.get_by_label("Reason")).to_have_value("it takes too")

@@ -101,7 +101,7 @@ def _headline(version: Version) -> str:
     if version.state == "building":
         if version.stage != "load":
             return _DOING[version.stage]
-        return f"{progress.done:,} of {count(progress.documents, 'document')} loaded{_left(version)}."
+        return f"{progress.done:,} of {count(progress.documents, 'document')} read{_left(version)}."
     if version.state == "published" and version.spec.index.is_pinned:
         return _headline_pinned(version)
     words = {

@@ -358,7 +358,7 @@ async def test_a_build_is_begun_and_followed_until_it_is_published(console: Cons
             (Jsonb(msgspec.to_builtins(progress)), waiting.version),
         )
     answer = await browser.client.get("/indexes/manual/1", headers={"hx-request": "true"})
-    assert "123 of 300 documents loaded, about 17 s to go." in words(answer.text)
+    assert "123 of 300 documents read, about 17 s to go." in words(answer.text)
     assert 'aria-valuenow="41.0"' in answer.text
     assert "hx-refresh" not in answer.headers
     assert "123 of 300 3 left out" in words(await browser.get("/indexes"))
