@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,15 @@ def test_what_is_wrong_is_told(stand: Stand, arguments: tuple[str, ...], message
     stand.write({"query": "a"}, name="good.jsonl")
     told = headway("handbook@1", "handbook@2", *arguments, status=1).stderr
     assert message in " ".join(told.split())
+
+
+def test_ctrl_c_is_no_error(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(work: Coroutine[Any, Any, Any]) -> None:
+        work.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "run_async", interrupt)
+    assert headway("handbook@1", "handbook@2", "-q", stand.write(*LABELLED), status=130).stderr == "Stopped.\n"
 
 
 def test_versions_that_are_not_there(stand: Stand) -> None:
