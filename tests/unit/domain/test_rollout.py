@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from headway.domain.assessment import Assessment, SafeFigure
+from headway.domain.difference import Difference
 from headway.domain.policy import KillSwitch, ShadowRule, StageRule
 from headway.domain.recording import Baseline, MetricBaseline
 from headway.domain.rollout import (
@@ -443,3 +444,23 @@ def test_the_holdback_ends_in_promotion_or_back_at_stable() -> None:
 def test_every_message_is_one_line() -> None:
     for reason, (assessment, now_ms, changes, _) in HOLDS.items():
         assert re.fullmatch(r"[^\n]+", decided(assessment, RAMP, now_ms, **changes).message), reason
+
+
+@pytest.mark.parametrize(
+    ("assessment", "status", "told"),
+    [
+        (assess(harm=HARM), RAMP, True),
+        (assess(harm=HARM), SHADOW, True),
+        (assess(), HOLDBACK, True),
+        (assess(safe=9.0), RAMP, False),
+        (assess(), RAMP, False),
+        (assess(sample_ratio_log_e=SAMPLE_RATIO_ALARM), RAMP, False),
+    ],
+)
+def test_a_verdict_says_what_it_can_come_from(assessment: Assessment, status: Status, told: bool) -> None:
+    """Steps and holds are none, and when units do not arrive as they were sent no release is at fault."""
+    difference = Difference(("index",), "handbook@3", "handbook@4")
+    decision = decide(replace(terms(), difference=difference), status, assessment, NOW_MS + DAY_MS)
+    plain = decide(terms(), status, assessment, NOW_MS + DAY_MS)
+    cause = "; the releases differ in the index version only: handbook@3 -> handbook@4"
+    assert decision == replace(plain, message=plain.message + (cause if told else ""))
