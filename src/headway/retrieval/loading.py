@@ -28,7 +28,7 @@ from headway.storage.builds import Build, Listed, Outcome, Progress, Stage
 from headway.storage.database import Connection, Database
 
 _BATCH_DOCUMENTS = 64
-_BATCH_BYTES = 64 * 2**20
+_BATCH_BYTES = 16 * 2**20
 _EMBEDDED_CHUNKS = 1024  # given to the embedder at a time
 
 Vectors = NDArray[np.float32]

@@ -310,6 +310,27 @@ async def test_a_build_waits_for_what_is_away_and_goes_on(database: Database, tm
         await resume(make_tools(database), waiting.version, tell=lambda _: None)
 
 
+class Paid(Failing):
+    """Takes a cent for each text."""
+
+    @property
+    def cost_usd(self) -> float | None:  # type: ignore[override]  # of others it is an attribute
+        return self.embedded * 0.01
+
+
+async def test_the_manifest_says_what_embedding_has_cost(database: Database, tmp_path: Path) -> None:
+    write_documents(tmp_path, 150)
+    first, rest = Paid(calls=1), Paid(calls=100)
+    with pytest.raises(ProviderUnavailableError):
+        await build(database, tmp_path, first)
+    built = await build(database, tmp_path, rest)
+    _, made = await manifest(database, 1)
+    assert made["cost_usd"] == pytest.approx(0.01 * built.progress.chunks)
+    assert 0 < first.embedded < built.progress.chunks
+    again = await build(database, tmp_path, Paid(calls=0))
+    assert (again.progress.embedded, again.progress.cost_usd) == (0, 0.0)
+
+
 async def test_progress_is_told_at_every_step(database: Database, tmp_path: Path) -> None:
     write_documents(tmp_path, 130)
     told: list[Build] = []
