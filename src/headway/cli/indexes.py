@@ -230,6 +230,7 @@ class _Bar:
         """Show a step."""
         progress = build.progress
         more = f"{progress.chunks:,} chunks" + (f", {progress.skipped:,} left out" if progress.skipped else "")
+        more += f", {progress.uploaded:,} written" if progress.remote else ""
         known = progress.documents if build.stage != "snapshot" else None
         self._bar.update(self._task, description=build.stage, total=known, completed=progress.done, more=more)
         if self._bar.disable and not self._quiet and build.stage != self._stage:

@@ -20,7 +20,7 @@ _LOCAL_HOSTS = ("localhost",)
 Tree = Mapping[str, Any]
 
 
-class AzureFields(msgspec.Struct, frozen=True):
+class AzureFields(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which fields of an index that exists hold what; empty where it has none.
 
     Attributes:
@@ -42,7 +42,7 @@ class AzureFields(msgspec.Struct, frozen=True):
     metadata: dict[str, str] = {}
 
 
-class AzureSearchSpec(msgspec.Struct, frozen=True):
+class AzureSearchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """A search service, and what is done with it.
 
     Attributes:

@@ -4,6 +4,7 @@
 * ``ProviderProcess``: the same in a process of its own, for load and for tests that block.
 * ``run_traffic``: users who come back, converse and rate the answers by a ground truth.
 * ``ManualClock``: a clock that stands still until a test advances it.
+* ``headway.testing.search_service``: the part of Azure AI Search's REST API that Headway uses.
 
 See ``docs/howto/test-with-the-simulator.md``.
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from headway.config.azure_search import AzureFields, AzureSearchSpec
+from headway.config.changes import compare
 from headway.config.indexes import IndexSpec
 from headway.config.load import load
 
@@ -47,3 +48,16 @@ def test_an_index_that_exists(tmp_path: Path) -> None:
 def test_without_it_the_database_is_searched(tmp_path: Path) -> None:
     made = freeze(tmp_path, '{lake: "file:/docs"}')
     assert (made.azure_ai_search, made.is_pinned) == (None, False)
+
+
+def test_a_change_is_told_in_the_words_of_the_file(tmp_path: Path) -> None:
+    specifications = []
+    for azure in ("", ", azure_ai_search: {endpoint: 'https://c', api_key: env:KEY}"):
+        (tmp_path / "headway.yaml").write_text(FILE.format(index=f'{{lake: "file:/docs"{azure}}}'))
+        specifications.append(load(tmp_path / "headway.yaml").specification)
+    (change,) = compare(*specifications)
+    assert change.subject == "index i"
+    assert {detail for detail in change.details if not detail.endswith("-> none")} == {
+        "azure_ai_search.endpoint: none -> https://c",
+        "azure_ai_search.api_key: none -> env:KEY",
+    }
