@@ -38,7 +38,7 @@ async def build_and_kill(url: str, folder: Path, lines: int, seconds: float) -> 
 
 
 @pytest.mark.fault
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_killed_builds_end_in_the_same_version(database: Database, tmp_path: Path, proof: bool) -> None:
     count, kills = (10_000, 12) if proof else (400, 5)
     seed = random.randrange(1000)
