@@ -19,6 +19,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from psycopg import InterfaceError, OperationalError
 
 from headway.clock import Clock
 from headway.errors import ConfigurationError, StorageError
@@ -27,7 +28,7 @@ from headway.providers.webhooks import WebhookClient, WebhookError
 from headway.storage import audit, outbox
 from headway.storage.database import Connection, Database
 from headway.storage.decisions import CONTROLLER
-from headway.storage.losses import describe_losses, find_losses
+from headway.storage.losses import Losses, describe_losses, find_losses
 from headway.storage.outbox import Delivery
 
 _log = structlog.get_logger("headway.rollouts.webhooks")
@@ -125,13 +126,23 @@ class Courier(Collector):
         if "index" not in data.get("differs", ()) or "lost_documents" in data:
             return delivery
         async with self._database.connection() as connection:
-            losses = await find_losses(connection, data["rollout"], limit=_NAMED)
+            losses = await self._find_losses(connection, data["rollout"])
             data["lost_documents"] = [] if losses is None else [asdict(each) for each in losses.documents]
             told = "" if losses is None else describe_losses(losses)
             data["message"] = f"{data['message']}; {told}" if told else data["message"]
             body = msgspec.json.encode(message).decode()
             await outbox.complete(connection, delivery, body)
         return replace(delivery, body=body)
+
+    async def _find_losses(self, connection: Connection, rollout: int) -> Losses | None:
+        try:
+            async with connection.transaction():
+                return await find_losses(connection, rollout, limit=_NAMED)
+        except (OperationalError, InterfaceError):  # the database is away
+            raise
+        except Exception:  # noqa: BLE001 - a rollback has to be told, whatever cannot be found out about it
+            _log.exception("losses_unknown", rollout=rollout)
+            return None
 
     async def _attempt(self, delivery: Delivery) -> str | None:
         """Deliver a message.

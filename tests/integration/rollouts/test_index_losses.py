@@ -107,6 +107,22 @@ async def test_a_rollback_for_another_reason_is_told_as_it_is(asked: Database) -
         assert [json.loads(body)["data"] for (body,) in await cursor.fetchall()] == [data]
 
 
+async def test_a_rollback_is_told_even_if_nothing_can_be_found_out_about_it(asked: Database) -> None:
+    clock = ManualClock(unix_ms=SystemClock().unix_ms())
+    async with asked.connection() as connection:
+        data = {**describe(await find_rollout(connection, 1)), "message": "harm"}
+        await outbox.add(connection, "rollout.rolled_back", data, clock.unix_ms())
+        await connection.execute("ALTER TABLE index_document RENAME COLUMN content_hash TO gone")
+    client = WebhookClient(1.0)
+    await client.start()
+    assert await Courier(asked, clock, client).deliver() == 1
+    await client.close()
+    async with asked.connection() as connection:
+        cursor = await connection.execute("SELECT attempts, problem IS NOT NULL, body FROM webhook_delivery")
+        [(attempts, failed, body)] = await cursor.fetchall()
+    assert (attempts, failed, json.loads(body)["data"]) == (1, True, data | {"lost_documents": []})
+
+
 @pytest.mark.usefixtures("asked")
 def test_show_lists_them(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWAY_DATABASE_URL", database_url)
