@@ -33,6 +33,10 @@ async def test_what_looks_like_markup_stays_and_shifts_no_mark(database: Databas
     assert await marked(database, "leave", text) == [["leave"] * text.count("leave")]
 
 
+async def test_a_word_too_long_for_the_index_costs_the_marks_and_not_the_text(database: Database) -> None:
+    assert await marked(database, "leave", "x" * 5000 + " leave", "A leave.") == [[], ["leave"]]
+
+
 @pytest.mark.parametrize("query", ["", "the of", "'\\", "a & ! | <-> b:*", "x\0\ud800", "''''"])
 async def test_no_query_is_wrong(database: Database, query: str) -> None:
     assert await marked(database, query, "'quoted' \\ text") == [[]]
