@@ -41,7 +41,9 @@ from headway.storage.keys import read_costs
 from headway.storage.spool import Spool
 
 _USAGE_SECONDS = 1.0
-_MIRRORED_SEARCHES = 1  # at a time, beside those of callers
+# At a time: a search is work for the database's processors, and more at once would only take them from everybody else.
+_SEARCHES = 2
+_MIRRORED_SEARCHES = 1  # beside those of callers
 
 
 class DataPlaneService:
@@ -80,7 +82,7 @@ class DataPlaneService:
         conversations = Conversations(database, links, clock)
         stack.push_async_callback(conversations.close)
         versions = make_versions(client, services, clock)
-        retriever = make_retriever(database, versions, clock)
+        retriever = make_retriever(database, versions, clock, places=_SEARCHES)
         stack.push_async_callback(retriever.close)
         callers = Deployments(clock, settings.workers)
         caller = Caller(client, callers, clock, random.SystemRandom())
