@@ -36,6 +36,7 @@ from headway.domain.relevance import (
 from headway.errors import RetrievalError
 from headway.retrieval.inspection import explain, require_searchable
 from headway.retrieval.queries import Label, LabelledQuery
+from headway.retrieval.tasks import do_all
 from headway.storage import differences
 from headway.storage.database import Database
 from headway.storage.differences import Counterparts
@@ -301,12 +302,7 @@ async def _search_all(
             done += 1
             tell(done)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(places):
-                group.create_task(work())
-    except BaseExceptionGroup as failed:  # the first says what is wrong; the others were cancelled, or say the same
-        raise failed.exceptions[0] from failed
+    await do_all(work() for _ in range(places))
     return [pair for pair in pairs if pair is not None]
 
 
