@@ -48,6 +48,8 @@ _SHOWN_CHARACTERS = 300
 _PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})
 _PASSING_DOCUMENT = frozenset({409, 422, 429, 503})  # version conflict, index or service busy
 
+_HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
+
 Method = Literal["GET", "PUT", "POST", "DELETE"]
 
 
@@ -62,9 +64,12 @@ class _Wish(NamedTuple):
 
 
 class _Answer(NamedTuple):
+    """An answer, and the secret that it was asked with: not even the service's own words may show it."""
+
     status: int
     body: bytes
     headers: Mapping[str, str]
+    secret: str
 
 
 class SearchServices:
@@ -231,30 +236,27 @@ class SearchServices:
 
     async def _try(self, service: AzureSearchSpec, wish: _Wish, deadline: float) -> _Answer:
         assert self._session is not None, "start() first"
-        headers = {**await self._headers(service), **wish.headers}
+        secret = await self._secret(service)
         left = max(0.001, deadline - self._clock.monotonic_seconds())
         try:
             async with self._session.request(
                 wish.method,
                 URL(f"{service.endpoint}{wish.path}?api-version={API_VERSION}", encoded=True),
                 data=_pace(wish.body),
-                headers=headers,
+                headers=_HEADERS | _authorize(service, secret) | dict(wish.headers),
                 timeout=aiohttp.ClientTimeout(total=min(left, _CALL_SECONDS), sock_connect=_CONNECT_SECONDS),
                 allow_redirects=False,
             ) as response:
-                return _Answer(response.status, await response.read(), response.headers)
+                return _Answer(response.status, await response.read(), response.headers, secret)
         except TimeoutError as error:
             raise ProviderTimeoutError("the search service does not answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
             raise ProviderUnavailableError(f"the search service cannot be reached: {_name(error)}") from error
 
-    async def _headers(self, service: AzureSearchSpec) -> dict[str, str]:
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
+    async def _secret(self, service: AzureSearchSpec) -> str:
         if service.auth == "entra":
-            return headers | {
-                "Authorization": f"Bearer {await self._credentials.token(choose_scope(service.endpoint))}"
-            }
-        return headers | {"api-key": self._key(service.api_key or "")}
+            return await self._credentials.token(choose_scope(service.endpoint))
+        return self._key(service.api_key or "")
 
     def _key(self, reference: str) -> str:
         """Read a key, and again every few seconds: it may be rotated."""
@@ -264,6 +266,10 @@ class SearchServices:
             key = resolve_secret(reference)
             self._keys[reference] = (now + _SECRET_SECONDS, key)
         return key
+
+
+def _authorize(service: AzureSearchSpec, secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"} if service.auth == "entra" else {"api-key": secret}
 
 
 def choose_scope(endpoint: str) -> str:
@@ -317,7 +323,7 @@ def _decode(answer: _Answer) -> dict[str, Any]:
 
 def _explain(answer: _Answer, clock: Clock) -> HeadwayError:
     """Say what an answer that is none of the 2xx means."""
-    told = _shorten(_told(answer.body))
+    told = _shorten(_told(answer.body).replace(answer.secret, "***"))
     what = f"the search service answers {answer.status}" + (f": {told}" if told else "")
     if answer.status in _PASSING:
         after = parse_retry_after(answer.headers, clock.unix_ms())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,18 @@ async def tools(database: Database, services: SearchServices) -> Tools:
     return replace(make_tools(database), services=services)
 
 
-@pytest.fixture
-async def retriever(database: Database, services: SearchServices) -> AsyncIterator[VersionRetriever]:
+@asynccontextmanager
+async def open_retriever(database: Database, services: SearchServices) -> AsyncIterator[VersionRetriever]:
     known = Versions(lambda _: CountingEmbedder(), AzureSearch(services, approximate_tokens))
     opened = VersionRetriever(database, known, VersionSearch(), SystemClock())
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def retriever(database: Database, services: SearchServices) -> AsyncIterator[VersionRetriever]:
+    async with open_retriever(database, services) as opened:
+        yield opened
 
 
 def write_handbook(folder: Path) -> None:
@@ -399,9 +406,11 @@ class TestFound:
         assert await seen(tags={"not": "old"}) == {"leave"}
         assert await seen(path={"prefix": "https://wiki/l"}, department="hr") == {"leave"}
 
-    @pytest.mark.parametrize(
-        ("wanted", "message"),
-        [
+    async def test_filters_that_do_not_go_with_it(
+        self, tools: Tools, retriever: VersionRetriever, legacy: SearchServiceSimulator
+    ) -> None:
+        await build(tools, self.spec(legacy))
+        cases: list[tuple[dict[str, Any], str]] = [
             ({"colour": "red"}, "has no field for 'colour'; filters may name: department, path, public, since"),
             ({"title": "Leave"}, "title: the field 'title' is not filterable"),
             ({"department": 3}, "department: 3 does not go with a field of type Edm.String"),
@@ -409,21 +418,12 @@ class TestFound:
             ({"tags": {"gt": "a"}}, "tags: the field 'tags' has no order"),
             ({"year": {"prefix": "20"}}, "year: the field 'year' is no text"),
             ({"since": "today"}, "since: 'today' is no date such as"),
-        ],
-    )
-    async def test_filters_that_do_not_go_with_it(
-        self,
-        tools: Tools,
-        retriever: VersionRetriever,
-        legacy: SearchServiceSimulator,
-        wanted: dict[str, Any],
-        message: str,
-    ) -> None:
-        await build(tools, self.spec(legacy))
-        with pytest.raises(RetrievalError) as raised:
-            await found(retriever, "holidays", filter=wanted)
-        assert raised.value.message.startswith("the filter does not go with handbook@1: ")
-        assert message in raised.value.message
+        ]
+        for wanted, message in cases:
+            with pytest.raises(RetrievalError) as raised:
+                await found(retriever, "holidays", filter=wanted)
+            assert raised.value.message.startswith("the filter does not go with handbook@1: ")
+            assert message in raised.value.message
 
     async def test_words_only(
         self, tools: Tools, retriever: VersionRetriever, legacy: SearchServiceSimulator, database: Database
@@ -434,27 +434,20 @@ class TestFound:
             passages = await found(retriever, "salaries", hybrid_weight=weight)
             assert paths(passages) == ["doc_3"]  # by its key; without a field of groups everybody sees it
 
-    @pytest.mark.parametrize(
-        ("fields", "message"),
-        [
+    async def test_what_does_not_go_with_it_is_told(self, tools: Tools, legacy: SearchServiceSimulator) -> None:
+        cases = [
             (AzureFields("text"), "content: there is no field 'text', only acl, chunk"),
             (AzureFields("dept"), "content: the field 'dept' is not searchable"),
             (AzureFields("chunk", title="year"), "title: the field 'year' is no retrievable Edm.String"),
             (AzureFields("chunk", vector="chunk"), "vector: the field 'chunk' is none of vectors"),
-            (
-                AzureFields("chunk", vector="small"),
-                "vector: the field 'small' has 8 dimensions, the embedder's vectors 32",
-            ),
+            (AzureFields("chunk", vector="small"), "the field 'small' has 8 dimensions, the embedder's vectors 32"),
             (AzureFields("chunk", groups="dept"), "groups: the field 'dept' is no filterable Collection"),
             (AzureFields("chunk", metadata={"a": "title"}), "metadata.a: the field 'title' is not filterable"),
-        ],
-    )
-    async def test_what_does_not_go_with_it_is_told(
-        self, tools: Tools, legacy: SearchServiceSimulator, fields: AzureFields, message: str
-    ) -> None:
-        with pytest.raises(ConfigurationError) as raised:
-            await build(tools, self.spec(legacy, fields=fields))
-        assert message in raised.value.message
+        ]
+        for fields, message in cases:
+            with pytest.raises(ConfigurationError) as raised:
+                await build(tools, self.spec(legacy, fields=fields))
+            assert message in raised.value.message
 
     async def test_what_is_not_there_is_told(self, tools: Tools, legacy: SearchServiceSimulator) -> None:
         with pytest.raises(ConfigurationError, match="no index 'gone'"):
@@ -500,35 +493,30 @@ class TestFailures:
         assert (await found(retriever, "annual leave"))[0].document == "leave.md"
         assert len(ready.calls) == 4
 
-    @pytest.mark.parametrize(
-        ("answer", "detail"),
-        [
+    async def test_what_fails_is_logged_and_callers_are_told_no_more(
+        self, database: Database, services: SearchServices, ready: SearchServiceSimulator
+    ) -> None:
+        cases = [
             (Scripted(401, "who"), "answers 401: who"),
-            (Scripted(403, "admin-key is no key"), "answers 403"),
+            (Scripted(403, "'admin-key' is no key"), "answers 403: '***' is no key"),
             (Scripted(404, "gone"), "answers 404: gone"),
             (Scripted(400, "Invalid expression"), "answers 400: Invalid expression"),
             (Scripted(503, headers={"Retry-After": "60"}), "answers 503"),
             (Scripted(200, body=b'{"value": [{"id": "1"'), "no JSON object"),
             (Scripted(200, body=b'{"value": 3}'), "no list of results"),
             (Scripted(200, body=b'{"value": [{"id": "1"}]}'), "without what was asked for"),
-            (
-                Scripted(200, body=b'{"value": [{"id": "1", "path": [], "@search.score": 0}]}'),
-                "without what was asked for",
-            ),
+            (Scripted(200, body=b'{"value": [{"id": "1", "path": [], "@search.score": 0}]}'), "without what was asked"),
             (Scripted(206, body=b'{"value": []}'), "gave a part of an answer"),
             (Scripted(302, headers={"Location": "http://example.com"}), "answers 302"),
-        ],
-        ids=lambda value: str(value.status) if isinstance(value, Scripted) else "",
-    )
-    async def test_what_fails_is_logged_and_callers_are_told_no_more(
-        self, retriever: VersionRetriever, ready: SearchServiceSimulator, answer: Scripted, detail: str
-    ) -> None:
-        ready.script("search.post.search", *[answer] * 20)
-        with capture_logs() as logs, pytest.raises(RetrievalError) as raised:
-            await found(retriever, "annual leave")
-        assert raised.value.message == "the search in handbook@1 failed; try again"
-        assert detail in logs[-1]["detail"]
-        assert "env:SEARCH_KEY" not in str(logs)
+        ]
+        for answer, detail in cases:
+            ready.script("search.post.search", answer)
+            async with open_retriever(database, services) as retriever:
+                with capture_logs() as logs, pytest.raises(RetrievalError) as raised:
+                    await retriever.retrieve("annual leave", Retrieval("handbook", 1), frozenset())
+            assert raised.value.message == "the search in handbook@1 failed; try again", detail
+            assert detail in logs[-1]["detail"]
+            assert "admin-key" not in f"{logs} {raised.value.__cause__}"
 
     async def test_a_service_that_hangs_costs_its_time_and_no_more(
         self, retriever: VersionRetriever, ready: SearchServiceSimulator, monkeypatch: pytest.MonkeyPatch
