@@ -91,7 +91,7 @@ def show(version: VersionArgument, json: JsonOption = False) -> None:
     if skipped:
         console.print("\n[bold]left out[/bold]")
         for row in skipped[:_SHOWN_SKIPPED]:
-            console.print(Text(f"{cell(row['path'])}: {cell(row['problem'])}"), soft_wrap=True)
+            console.print(Text(f"{_line(row['path'])}: {_line(row['problem'])}"), soft_wrap=True)
         more = found.progress.skipped - _SHOWN_SKIPPED
         if more > 0:
             console.print(Text(f"and {more:,} more; --json lists up to 500", "dim"))
@@ -176,7 +176,7 @@ def diff(
         notes.print("No differences.")
     for change in changes:
         sign, style = _SIGNS[change.change]
-        console.print(Text(f"{sign} {cell(change.path)}", style), Text(cell(change.title), "dim"), soft_wrap=True)
+        console.print(Text(f"{sign} {_line(change.path)}", style), Text(cell(change.title), "dim"), soft_wrap=True)
     if changes:
         counts = [f"{sum(each.change == kind for each in changes):,} {kind}" for kind in _SIGNS]
         console.print(Text(", ".join(counts), "bold"))
@@ -321,6 +321,10 @@ def _reference(text: str) -> IndexReference:
         return parse_reference(text)
     except ValueError as error:
         raise InvalidRequestError(f"{text!r}: {error}", param="version") from error
+
+
+def _line(text: str) -> str:
+    return cell(text).replace("\n", "\N{SYMBOL FOR NEWLINE}")  # a file's name may have one
 
 
 def _state(version: Version) -> str:

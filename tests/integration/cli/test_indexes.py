@@ -69,6 +69,16 @@ def test_from_a_folder_to_a_release_that_is_grounded_in_it(project: Project) -> 
     assert re.search(r"^broken.pdf: .+", shown, re.MULTILINE)
 
 
+def test_names_of_files_do_not_steer_the_terminal(project: Project) -> None:
+    (project.folder / "docs" / "new\nline \x1b[31m.md").write_text("")
+    ground(project)
+    headway("index", "build", "handbook")
+    assert (
+        "\nnew\N{SYMBOL FOR NEWLINE}line \N{REPLACEMENT CHARACTER}[31m.md: is empty\n"
+        in headway("index", "show", "handbook").stdout
+    )
+
+
 def test_a_rebuild_is_compared_and_the_old_version_dropped(project: Project) -> None:
     ground(project)
     headway("index", "build", "handbook")
