@@ -173,8 +173,10 @@ class Stand:
         """Ask one question over a connection of its own."""
         key = more.pop("key", self.key)
         headers = more.pop("headers", None)
+        seconds = more.pop("timeout_seconds", 30.0)
         body = {"model": application_name, "messages": [{"role": "user", "content": question}], **more}
-        return call(f"{self.headway.base_url}/chat/completions", body, key=key, headers=headers)
+        url = f"{self.headway.base_url}/chat/completions"
+        return call(url, body, key=key, headers=headers, timeout_seconds=seconds)
 
     def rate(self, answer_id: str, *, metric: str = "thumbs_up", value: Any = True, **more: Any) -> Reply:
         """Post feedback with nothing but the id of an answer."""

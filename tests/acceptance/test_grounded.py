@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
+import psycopg
 import pydantic
 import pytest
 
@@ -259,6 +261,32 @@ def test_an_application_without_an_index_has_no_citations(stand: Stand, client: 
     assert context_of(answer.choices[0].message) is None
     record = stand.headway.interaction(answer.id)
     assert record["retrieval_ms"] is record["passages"] is record["retrieved"] is None
+
+
+@pytest.mark.fault
+def test_a_search_that_hangs(stand: Stand) -> None:
+    """A client that leaves meanwhile is let go at once; one that stays hears after a while; nobody else notices."""
+    headway = stand.headway
+    gone = (
+        "SELECT status, aborted, retrieval_ms, total_ms FROM interaction WHERE request::text LIKE %s AND status = 499"
+    )
+    with psycopg.connect(headway.database_url) as connection:
+        connection.execute("LOCK TABLE index_chunk IN ACCESS EXCLUSIVE MODE")
+        question = unique("How many days of annual leave do I have?")
+        with pytest.raises(TimeoutError):
+            stand.chat("support", question, timeout_seconds=0.5)
+        (left,) = wait_for("the record of who left", lambda: headway.rows(gone, f"%{question}%"), 3)
+        assert left["aborted"]
+        assert 300 < left["retrieval_ms"] <= left["total_ms"] < 2000
+        began = time.monotonic()
+        refused = stand.chat("support", question)
+        assert (refused.status, refused.code, time.monotonic() - began < 6) == (503, "retrieval_timeout", True)
+        assert int(refused.headers["retry-after"]) >= 1
+        began = time.monotonic()
+        assert stand.chat("plain", unique("hi")).status == 200
+        assert time.monotonic() - began < 1
+        assert stand.provider.received(question) == []
+    assert stand.chat("support", question).status == 200
 
 
 @pytest.mark.fault
