@@ -26,6 +26,7 @@ from headway.retrieval.building import Tools, resume, start
 from headway.retrieval.chunking import approximate_tokens
 from headway.retrieval.retriever import VersionRetriever, Versions
 from headway.retrieval.searching import VersionSearch
+from headway.retrieval.worker import BuildWorker
 from headway.storage import builds, versions
 from headway.storage.builds import Build
 from headway.storage.database import Database
@@ -312,6 +313,39 @@ class TestBuilt:
         assert await azure_index.sweep(services, database) == 1
         assert service.indexes == {}
         assert await azure_index.sweep(services, database) == 0
+
+    async def test_the_control_plane_builds_and_clears_there(
+        self, tools: Tools, service: SearchServiceSimulator, database: Database, tmp_path: Path
+    ) -> None:
+        write_handbook(tmp_path)
+        async with database.connection() as connection:
+            await builds.begin(connection, "handbook", built_in(service, tmp_path), author="ann")
+        await BuildWorker(tools).look()
+        assert len(service.indexes) == 1
+        async with database.connection() as connection:
+            made = await versions.find_version(connection, IndexReference("handbook", 1))
+            assert made.state == "published"
+            await versions.drop(connection, made, author="ann")
+        await BuildWorker(tools).look()
+        assert service.indexes == {}
+
+    async def test_a_service_that_is_slow_to_index_is_waited_for(
+        self,
+        tools: Tools,
+        service: SearchServiceSimulator,
+        database: Database,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        write_handbook(tmp_path)
+        monkeypatch.setattr(azure_index, "_COUNT_SECONDS", 0.0)
+        service.lag = 1
+        with pytest.raises(ProviderUnavailableError, match="has indexed 3 of 4 chunks so far"):
+            await build(tools, built_in(service, tmp_path))
+        async with database.connection() as connection:
+            waiting = await versions.find_version(connection, IndexReference("handbook", 1))
+        assert (waiting.state, waiting.stage) == ("building", "verify")
+        assert (await resume(tools, waiting.version, tell=lambda _: None)).state == "published"
 
     async def test_a_service_that_refuses_is_found_out_before_anything_is_embedded(
         self,
