@@ -1,4 +1,4 @@
-"""Measure the gateway against bare Envoy, each alone on one core, and the controller; everything stays on loopback."""
+"""Measure the gateway against bare Envoy, each alone on one core, the controller and search; all stays on loopback."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from benchmarks.latency import measure_latency
 from benchmarks.memory import measure_memory
 from benchmarks.processes import ProcessError
 from benchmarks.profiling import profile
+from benchmarks.retrieval import measure_retrieval
 from benchmarks.sizes import DEFAULT, FULL, QUICK
 from benchmarks.streaming import measure_streaming
 from benchmarks.targets import External, start_envoy, start_headway, start_reference, use_external
@@ -40,6 +41,7 @@ AREAS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "memory": measure_memory,
     "decision": measure_decision,
     "building": measure_building,
+    "retrieval": measure_retrieval,
 }
 STARTERS: Mapping[str, Starter] = {"envoy": start_envoy, "reference": start_reference, "headway": start_headway}
 

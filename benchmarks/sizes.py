@@ -24,6 +24,8 @@ class Sizes:
         stalled: Clients that never read, at once.
         ticks: Ticks of the controller.
         claimed_rows: Rows of evidence, and ratings, that earlier ticks have claimed.
+        questions: With the shortest answers, for the embedder that is slow; None for all.
+        manuals: Pattern of the names of pages that are searched in.
         documents: That an index is built of.
     """
 
@@ -42,6 +44,8 @@ class Sizes:
     stalled: int = 10
     ticks: int = 60
     claimed_rows: int = 200_000
+    questions: int | None = None
+    manuals: str = "*"
     documents: int = 10_000
 
 
@@ -59,6 +63,8 @@ QUICK = Sizes(
     stalled=5,
     ticks=10,
     claimed_rows=2_000,
+    questions=80,
+    manuals="perlf*",
     documents=1_000,
 )
 FULL = Sizes(requests=20_000, open_loop_seconds=10.0, memory_from=100_000, memory_to=1_000_000, claimed_rows=2_000_000)

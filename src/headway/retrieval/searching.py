@@ -34,7 +34,8 @@ class VersionSearch:
         Raises:
             NotFoundError: The version is not published.
             InvalidRequestError: The filter is none.
-            psycopg.Error: The version was dropped, or the search took too long.
+            TimeoutError: The search took too long.
+            psycopg.Error: The version was dropped.
         """
         searched = self._searched.get(version.number)
         if searched is None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, LiteralString, NamedTuple
 
 import msgspec
 import numpy as np
+import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -39,7 +40,7 @@ _WORDED = 500  # candidates by words
 _VISITS, _MOST_VISITS = 8000, 16_000  # chunks looked up by rare words
 _WORDS, _FOLLOWING = 32, 8  # of a query
 _SATURATION, _LENGTH = 1.2, 0.75  # BM25's k1 and b
-_STATEMENT_MS = 5000
+_STATEMENT_MS = 2500  # given up before the database is taken for being away
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,20 @@ async def search(
         At most ``question.top_k`` passages, best first; equal ones in the order of documents.
 
     Raises:
-        psycopg.Error: The version was dropped, or it took too long.
+        TimeoutError: It took too long.
+        psycopg.Error: The version was dropped.
     """
     if not reach.chunks:
         return []
+    try:
+        return await _search(connection, searched, scope, reach, question)
+    except psycopg.errors.QueryCanceled as error:
+        raise TimeoutError(f"the search took longer than {_STATEMENT_MS} ms") from error
+
+
+async def _search(
+    connection: Connection, searched: Searched, scope: Scope, reach: Reach, question: Question
+) -> list[Passage]:
     vector = question.vector if question.weight > 0 else None
     if vector is not None and not vector.any():  # nothing is known of its words
         vector = None

@@ -243,6 +243,39 @@ async def test_a_version_dropped_between_two_searches_fails_as_a_search(stand: S
     await retriever.close()
 
 
+async def test_a_search_that_takes_too_long_is_given_up(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_STATEMENT_MS", 100)
+    async with stand.database.connection() as other:
+        await other.execute(f"LOCK TABLE index_chunk_{stand.version.number}")
+        retriever = VersionRetriever(stand.database, Versions(lambda _: stand.embedder), stand.search, SystemClock())
+        with pytest.raises(RetrievalError) as caught:
+            await retriever.retrieve("leave", Retrieval("handbook", 1), frozenset())
+        assert caught.value.error_code == "retrieval_timeout"
+    # The database is not taken for being away: the next search is not refused.
+    assert (await retriever.retrieve("leave", Retrieval("handbook", 1), frozenset())).passages
+    await retriever.close()
+
+
+async def test_a_search_leaves_no_settings_behind(stand: Stand) -> None:
+    names = ("enable_seqscan", "enable_hashjoin", "statement_timeout", "jit", "hnsw.ef_search")
+    query = Query("leave", None, Retrieval("handbook", 1, hybrid_weight=0), frozenset())
+    async with stand.database.connection() as connection:
+        await connection.execute("SELECT NULL::vector")  # its settings are known from now on
+
+        async def read() -> list[Any]:
+            cursor = await connection.execute(
+                "SELECT current_setting(name) FROM unnest(%s::text[]) AS name", (list(names),)
+            )
+            rows = await cursor.fetchall()
+            await connection.commit()
+            return rows
+
+        before = await read()
+        await stand.search(connection, stand.version, query)
+        await connection.commit()
+        assert await read() == before
+
+
 async def test_a_version_is_dropped_while_it_is_searched(stand: Stand) -> None:
     async with stand.database.connection() as searching, stand.database.connection() as dropping:
         query = Query("leave", None, Retrieval("handbook", 1, hybrid_weight=0), frozenset())
