@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -91,10 +92,11 @@ class DataPlaneService:
         stack.push_async_callback(mirrored.close)
         mirrors = self._mirrors(client, callers, recorder, Grounding(mirrored, clock))
         gateway = Gateway(answerer, mirrors, recorder, quota, conversations, clock, tracing)
-        feed = SnapshotFeed(database, home / "snapshot.json", clock, gateway.switch, settings.lost_control_seconds)
+        readying = _Readying(gateway, retriever)
+        feed = SnapshotFeed(database, home / "snapshot.json", clock, readying.switch, settings.lost_control_seconds)
         await feed.start()
         await self._learn_costs(database, gateway, quota)
-        await _prepare(retriever, gateway.snapshot)
+        await readying.prepare()
         await recorder.start()
         stack.push_async_callback(recorder.close)
         stack.push_async_callback(mirrors.close)
@@ -105,6 +107,7 @@ class DataPlaneService:
         stack.push_async_callback(tasks.close)
         tasks.run("feed", feed.run)
         tasks.run("control", feed.watch)
+        tasks.run("indexes", readying.run)
         tasks.run("usage", lambda: self._follow_usage(database, gateway, quota))
         tasks.run("statements", lambda: statements.replay_forever(keeper.replay))
         tasks.run("interactions", lambda: interactions.replay_forever(recorder.replay))
@@ -183,9 +186,29 @@ class DataPlaneService:
         await self._stack.aclose()
 
 
-async def _prepare(retriever: VersionRetriever, snapshot: Snapshot) -> None:
-    """Get ready for what callers of each application search."""
-    for application in snapshot.applications.values():
-        retrieval = snapshot.releases[application.stable].bundle.retrieval
-        if retrieval is not None:
-            await retriever.prepare(retrieval)
+class _Readying:
+    """Switches the gateway, and gets ready for what callers search by the new snapshot before they do."""
+
+    def __init__(self, gateway: Gateway, retriever: VersionRetriever) -> None:
+        self._gateway = gateway
+        self._retriever = retriever
+        self._switched = asyncio.Event()
+
+    def switch(self, snapshot: Snapshot) -> None:
+        self._gateway.switch(snapshot)
+        self._switched.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._switched.wait()
+            await self.prepare()
+
+    async def prepare(self) -> None:
+        self._switched.clear()
+        snapshot = self._gateway.snapshot
+        for application in snapshot.applications.values():
+            candidates = () if application.rollout is None else (application.rollout.candidate,)
+            for number in (application.stable, *candidates):
+                retrieval = snapshot.releases[number].bundle.retrieval
+                if retrieval is not None:
+                    await self._retriever.prepare(retrieval)

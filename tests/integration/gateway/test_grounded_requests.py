@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from headway.domain.release import Retrieval
 from headway.gateway.refusals import NOTHING_FOUND
+from headway.retrieval.wordvectors import WordVectors
 from headway.testing import Behaviour, overloaded
 from tests.integration.gateway.conftest import CANDIDATE, STABLE, Reply, WorkerStand
 from tests.integration.gateway.grounded import (
@@ -215,3 +216,27 @@ async def test_many_at_once(grounded: WorkerStand) -> None:
     await use(grounded, Retrieval("handbook", 1, top_k=1))
     replies = await asyncio.gather(*[grounded.ask(**fields("", each)) for each in questions])
     assert [documents(reply) for reply in replies] == [["leave.md"], ["travel.md"]] * 20
+
+
+@pytest.mark.parametrize("release", [1, 2])
+async def test_a_worker_gets_ready_for_a_new_index_before_anybody_asks(
+    worker_stand: WorkerStand, monkeypatch: pytest.MonkeyPatch, release: int
+) -> None:
+    """That of the stable release, and that of a candidate: its first callers must not make it look slow."""
+    loaded = asyncio.Event()
+    load = WordVectors.load
+
+    def note() -> WordVectors:
+        loop.call_soon_threadsafe(loaded.set)
+        return load()
+
+    loop = asyncio.get_running_loop()
+    await prepare(worker_stand)
+    await worker_stand.rows("UPDATE release SET bundle = bundle - 'retrieval' RETURNING 1")
+    await worker_stand.publish()
+    await worker_stand.start()
+    monkeypatch.setattr(WordVectors, "load", note)
+    await ground(worker_stand, release, Retrieval("handbook", 1))
+    assert not loaded.is_set()
+    await worker_stand.publish()
+    await asyncio.wait_for(loaded.wait(), 5)
