@@ -45,6 +45,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _LARGE_BODY_BYTES = 1024 * 1024
 _SECRET_SECONDS = 5.0
 _SHOWN_CHARACTERS = 300
+_BUSY = frozenset({429, 503})
 _PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})
 _PASSING_DOCUMENT = frozenset({409, 422, 429, 503})  # version conflict, index or service busy
 
@@ -327,6 +328,8 @@ def _explain(answer: _Answer, clock: Clock) -> HeadwayError:
     what = f"the search service answers {answer.status}" + (f": {told}" if told else "")
     if answer.status in _PASSING:
         after = parse_retry_after(answer.headers, clock.unix_ms())
+        if answer.status in _BUSY:  # it is there, and takes no more for now
+            return ProviderUnavailableError(what, code="search_service_busy", retry_after_seconds=after)
         return ProviderUnavailableError(what, retry_after_seconds=after)
     if answer.status in (401, 403):
         hint = "is the key, or the role of the identity, one that may do this, and may this machine reach the service?"

@@ -24,7 +24,14 @@ from headway.clock import Clock, elapsed_ms
 from headway.config.indexes import VersionSpec
 from headway.domain.knowledge import Found, Passage
 from headway.domain.release import Retrieval
-from headway.errors import ConfigurationError, HeadwayError, NotFoundError, ProviderError, RetrievalError
+from headway.errors import (
+    ConfigurationError,
+    HeadwayError,
+    NotFoundError,
+    ProviderError,
+    ProviderUnavailableError,
+    RetrievalError,
+)
 from headway.retrieval.azure_search import AzureSearch, Remote, Sought
 from headway.storage.attempts import Attempts
 from headway.storage.database import Connection, Database
@@ -304,9 +311,23 @@ class VersionRetriever:
         try:
             sought = Sought(wanted.retrieval.label, service, remote, wanted.retrieval, wanted.groups)
             vector = None if wanted.vector is None else wanted.vector.astype(np.float64).round(_DIGITS).tolist()
-            return await attempts.run(partial(search, sought, wanted.text, vector, seconds=_PATIENCE * seconds))
+            return await attempts.run(partial(_search_busy, search, sought, wanted.text, vector, _PATIENCE * seconds))
         finally:
             self._remote_room += 1
+
+
+async def _search_busy(
+    search: AzureSearch, sought: Sought, text: str, vector: Sequence[float] | None, seconds: float
+) -> list[Passage]:
+    """Search; that a service refuses one search, being busy, says nothing of others."""
+    try:
+        return await search(sought, text, vector, seconds=seconds)
+    except ProviderUnavailableError as error:
+        if error.error_code != "search_service_busy":
+            raise
+        message = _note(sought.retrieval, "was refused", error.message)
+        after = max(1.0, error.retry_after_seconds or 0.0)
+        raise RetrievalError(message, code="retrieval_overloaded", retry_after_seconds=after) from error
 
 
 async def _read(connection: Connection, retrieval: Retrieval) -> Version:

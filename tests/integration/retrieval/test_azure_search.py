@@ -535,7 +535,7 @@ class TestFailures:
             (Scripted(403, "'admin-key' is no key"), "answers 403: '***' is no key"),
             (Scripted(404, "gone"), "answers 404: gone"),
             (Scripted(400, "Invalid expression"), "answers 400: Invalid expression"),
-            (Scripted(503, headers={"Retry-After": "60"}), "answers 503"),
+            (Scripted(502, headers={"Retry-After": "60"}), "answers 502"),
             (Scripted(200, body=b'{"value": [{"id": "1"'), "no JSON object"),
             (Scripted(200, body=b'{"value": 3}'), "no list of results"),
             (Scripted(200, body=b'{"value": [{"id": "1"}]}'), "without what was asked for"),
@@ -551,6 +551,17 @@ class TestFailures:
             assert raised.value.message == "the search in handbook@1 failed; try again", detail
             assert detail in logs[-1]["detail"]
             assert "admin-key" not in f"{logs} {raised.value.__cause__}"
+
+    async def test_a_service_that_is_busy_refuses_one_search_and_not_the_next(
+        self, retriever: VersionRetriever, ready: SearchServiceSimulator
+    ) -> None:
+        for status in (429, 503):
+            ready.script("search.post.search", Scripted(status, headers={"Retry-After": "20"}))
+            with capture_logs() as logs, pytest.raises(RetrievalError, match="was refused; try again") as raised:
+                await found(retriever, "annual leave")
+            assert (raised.value.error_code, raised.value.retry_after_seconds) == ("retrieval_overloaded", 20)
+            assert f"answers {status}" in logs[-1]["detail"]
+            assert (await found(retriever, "annual leave"))[0].document == "leave.md"
 
     async def test_a_service_that_hangs_costs_its_time_and_no_more(
         self, retriever: VersionRetriever, ready: SearchServiceSimulator, monkeypatch: pytest.MonkeyPatch
