@@ -274,6 +274,7 @@ def define_index(name: str, spec: VersionSpec, dimensions: int) -> dict[str, Any
                 "vectorSearchProfile": "vectors",
             },
         ],
+        "similarity": {"@odata.type": "#Microsoft.Azure.Search.BM25Similarity"},
         "vectorSearch": _VECTOR_SEARCH,
     }  # fmt: skip
     semantic = _service(spec).semantic

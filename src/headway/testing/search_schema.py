@@ -105,6 +105,10 @@ def check_definition(definition: Any, name: str) -> None:
     for profile in search.get("profiles", ()):
         _known(profile, {"name", "algorithm", "vectorizer", "compression"}, "VectorSearchProfile")
         refuse_unless(profile.get("algorithm") in algorithms, "the profile names an algorithm that is not there")
+    similarity = definition.get("similarity") or {}
+    _known(similarity, {"@odata.type", "k1", "b"}, "Similarity")
+    kinds = (None, *(f"#Microsoft.Azure.Search.{kind}Similarity" for kind in ("BM25", "Classic")))
+    refuse_unless(similarity.get("@odata.type") in kinds, "unknown similarity")
     _check_semantic(definition)
 
 
