@@ -275,7 +275,7 @@ def _clean(text: str) -> str:
 _SETTINGS: LiteralString = """
     SELECT set_config('statement_timeout', %(timeout)s, true), set_config('work_mem', '32MB', true),
            set_config('hnsw.ef_search', %(breadth)s, true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
-           set_config('hnsw.max_scan_tuples', '100000', true), set_config('hnsw.scan_mem_multiplier', '4', true),
+           set_config('hnsw.max_scan_tuples', '100000', true), set_config('hnsw.scan_mem_multiplier', '2', true),
            set_config('jit', 'off', true),
            set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
            set_config('enable_seqscan', %(scans)s, true), set_config('max_parallel_workers_per_gather', '0', true)
