@@ -88,15 +88,26 @@ async def build(
     return await start(make_tools(database, embedder), index, spec, author="ann", tell=lambda _: None)
 
 
-async def _main(url: str, folder: str) -> None:
-    """Build, and print a line at every step."""
+class _Slow(CountingEmbedder):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        await asyncio.sleep(self._seconds)
+        return await super().embed(texts)
+
+
+async def _main(url: str, folder: str, pause_seconds: str = "0") -> None:
+    """Build, and print a line at every step; a pause before each batch is embedded."""
     database = Database(url)
     await database.open()
 
     def tell(build: Build) -> None:
         print(build.stage, build.state, build.progress.done, flush=True)
 
-    await start(make_tools(database), "handbook", specify(Path(folder)), author="ann", tell=tell)
+    tools = make_tools(database, _Slow(float(pause_seconds)))
+    await start(tools, "handbook", specify(Path(folder)), author="ann", tell=tell)
     await database.close()
 
 

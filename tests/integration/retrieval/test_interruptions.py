@@ -66,9 +66,9 @@ async def test_killed_builds_end_in_the_same_version(database: Database, tmp_pat
 
 @contextlib.asynccontextmanager
 async def building(url: str, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Build in a process of its own; the block begins when its first documents are loaded."""
+    """Build slowly in a process of its own; the block begins when its first documents are loaded."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.lakes", url, str(folder)),
+        *(sys.executable, "-m", "tests.lakes", url, str(folder), "0.5"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=_REPOSITORY,
@@ -86,10 +86,10 @@ async def building(url: str, folder: Path) -> AsyncIterator[asyncio.subprocess.P
 
 @pytest.mark.fault
 async def test_another_process_is_refused_and_may_cancel(database: Database, tmp_path: Path) -> None:
-    write_documents(tmp_path, 1500)
+    write_documents(tmp_path, 1000)
     async with building(database.url, tmp_path) as process:
         with pytest.raises(
-            ConflictError, match=r"handbook@1 is being built \([\d,]+ of 1,500 documents, begun by ann\)"
+            ConflictError, match=r"handbook@1 is being built \([\d,]+ of 1,000 documents, begun by ann\)"
         ):
             await build(database, tmp_path)
         async with database.connection() as connection:
@@ -100,5 +100,5 @@ async def test_another_process_is_refused_and_may_cancel(database: Database, tmp
     async with database.connection() as connection:
         (cancelled,) = await versions.list_versions(connection)
         assert (cancelled.state, cancelled.problem) == ("cancelled", "not needed")
-        assert 0 < cancelled.progress.loaded < 1500
+        assert 0 < cancelled.progress.loaded < 1000
         assert await versions.sweep(connection) == 1
