@@ -149,6 +149,27 @@ def test_a_later_turn_of_a_stored_response_is_searched_for_anew(stand: Stand, cl
     assert TRAVEL.text in received.body["instructions"]
 
 
+def test_conversations_that_are_sent_back(stand: Stand, client: openai.OpenAI) -> None:
+    """Clients append an answer as they got it: its citations reach no provider, which may refuse them, and no record."""
+    question, more = unique("How many days of annual leave do I have?"), unique("And which class of trains?")
+    conversation: list[Any] = [{"role": "user", "content": question}]
+    first = client.chat.completions.create(model="support", messages=conversation)
+    assert context_of(first.choices[0].message)["citations"]
+    conversation += [first.choices[0].message, {"role": "user", "content": more}]
+    second = client.chat.completions.create(model="support", messages=conversation)
+    said: list[Any] = [{"role": "user", "content": question}]
+    response: Any = client.responses.create(model="support", input=said)
+    assert annotations_of(response)
+    said += [*response.output, {"role": "user", "content": more}]
+    later = client.responses.create(model="support", input=said)
+    chat, responded = (each.body for each in stand.provider.received(more))
+    assert chat["messages"][2]["content"] == first.choices[0].message.content
+    assert "context" not in chat["messages"][2]
+    assert responded["input"][1]["content"][0]["annotations"] == []
+    for answer_id in (second.id, later.id):
+        assert LEAVE.text not in str(stand.headway.interaction(answer_id)["request"])
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_release_that_answers_only_from_documents(stand: Stand, client: openai.OpenAI, streamed: bool) -> None:
     question = unique("What is the salary of a manager?")

@@ -143,6 +143,13 @@ def test_a_labelled_passage_is_seen_by_its_group_alone(watched: tuple[Stand, Lis
         call(f"{headway.base_url}/responses", {"model": "support", "input": unique(SALARY)}, key=reader["key"])
     )
     assert all(WORD in each.body.decode() for each in (*answers, searched(stand, reader["key"])))
+    history = [{"role": "user", "content": SALARY}, answers[0].json["choices"][0]["message"]]
+    assert WORD in str(history)  # as a client sends it back
+    more = [*history, {"role": "user", "content": unique(SALARY)}]
+    assert (
+        call(f"{headway.base_url}/chat/completions", {"model": "support", "messages": more}, key=reader["key"]).status
+        == 200
+    )
     asked = len(stand.provider.received(WORD))
     wait_for("the mirrored requests", lambda: len(stand.provider.received(WORD)) >= 6)
     assert asked >= 3

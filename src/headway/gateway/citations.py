@@ -159,6 +159,69 @@ def _replace_once(raw: bytes, old: bytes, new: bytes) -> bytes:
     return raw.replace(old, new, 1)
 
 
+# --- what clients send back ---
+
+_CITING = b'"citation'
+
+
+def without_citations(operation: Operation, body: bytes, fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    """Take what earlier answers cited out of a conversation: clients send answers back as they got them.
+
+    Strict providers refuse what they do not know, and passages do not belong into the record of a request.
+
+    Args:
+        operation: Whose shape the request has.
+        body: The whole request.
+        fields: Its fields.
+
+    Returns:
+        The fields; the same object where there is nothing to take out. What is left stays byte for byte.
+    """
+    name = "messages" if operation == "chat" else "input"
+    if _CITING not in body or operation == "embeddings" or name not in fields:
+        return fields
+    clean = _without_context if operation == "chat" else _without_annotations
+    try:
+        said = msgspec.json.decode(fields[name], type=list[msgspec.Raw])
+        left = [clean(each) if _CITING in bytes(each) else each for each in said]
+    except (msgspec.DecodeError, RecursionError):  # the provider's to refuse
+        return fields
+    if left == said:
+        return fields
+    return {**fields, name: msgspec.Raw(msgspec.json.encode(left))}
+
+
+def _without_context(message: msgspec.Raw) -> msgspec.Raw:
+    fields = _decode_fields(message)
+    context = msgspec.json.decode(fields.get("context", b"null"))
+    if not isinstance(context, dict) or "citations" not in context:
+        return message
+    del fields["context"]
+    return msgspec.Raw(msgspec.json.encode(fields))
+
+
+def _without_annotations(item: msgspec.Raw) -> msgspec.Raw:
+    fields = _decode_fields(item)
+    if bytes(fields.get("content", b""))[:1] != b"[":
+        return item
+    said = msgspec.json.decode(fields["content"], type=list[msgspec.Raw])
+    left = [_without_ours(each) if _CITING in bytes(each) else each for each in said]
+    return item if left == said else msgspec.Raw(msgspec.json.encode({**fields, "content": left}))
+
+
+def _without_ours(part: msgspec.Raw) -> msgspec.Raw:
+    fields = _decode_fields(part)
+    annotations = msgspec.json.decode(fields.get("annotations", b"null"))
+    if not isinstance(annotations, list) or not any(map(_is_ours, annotations)):
+        return part
+    fields["annotations"] = msgspec.Raw(msgspec.json.encode([each for each in annotations if not _is_ours(each)]))
+    return msgspec.Raw(msgspec.json.encode(fields))
+
+
+def _is_ours(annotation: Any) -> bool:
+    return isinstance(annotation, dict) and annotation.get("type") == "file_citation" and "citation" in annotation
+
+
 # --- what an answer names ------------------------------------------------------------------------------------------
 
 

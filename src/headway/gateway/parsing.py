@@ -8,6 +8,7 @@ import msgspec
 
 from headway.domain.interaction import Operation
 from headway.errors import InvalidRequestError
+from headway.gateway.citations import without_citations
 
 _NULL = msgspec.Raw(b"null")
 _TEXT_PARTS = ("text", "input_text")
@@ -36,7 +37,7 @@ class ParsedRequest(msgspec.Struct, frozen=True):
 
     Attributes:
         operation: Which route.
-        body: The body as it came.
+        body: The body as it came, but for what earlier answers cited.
         fields: Its top-level fields, each value byte for byte.
         model: ``application`` or ``application@release``.
         stream: Whether a stream is asked for.
@@ -130,6 +131,9 @@ def parse_request(operation: Operation, body: bytes, model: str | None = None) -
     for name, value in (("user", user), ("metadata.conversation_id", conversation)):
         if value and "\0" in value:
             raise InvalidRequestError(f"{name} must not contain the character NUL", param=name)
+    cleaned = without_citations(operation, body, fields)
+    if cleaned is not fields:
+        body, fields = msgspec.json.encode(cleaned), cleaned
     return ParsedRequest(
         operation=operation,
         body=body,
