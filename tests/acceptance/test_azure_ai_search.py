@@ -120,6 +120,9 @@ def test_an_index_that_exists_is_searched_as_it_is(stand: Stand) -> None:
     found = call(f"{stand.headway.base_url}/search", wanted, key=stand.key).json
     assert [(each["document"], each["score"]) for each in found["passages"]] == [("https://leaflets/umbrellas", 1.0)]
     assert "Umbrellas are in the hall." in stand.headway.run("index", "search", "leaflets", "umbrellas")
+    assert stand.headway.run("index", "list", "leaflets").splitlines()[1].split()[:5] == [
+        "leaflets@1", "published", "1", "-", "-"
+    ]  # fmt: skip
     shown = stand.headway.run("index", "show", "leaflets@1")
     assert "1 when it was pinned" in shown
     assert "none: words only" in shown

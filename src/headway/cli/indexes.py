@@ -65,9 +65,7 @@ def list_indexes(
         {
             "version": version.label,
             "state": _state(version),
-            "documents": version.progress.loaded,
-            "skipped": version.progress.skipped,
-            "chunks": version.progress.chunks,
+            **_counts(version),
             "used_by": list(version.used_by),
             "created_at": version.created_at,
             "created_by": version.created_by,
@@ -325,6 +323,14 @@ def _reference(text: str) -> IndexReference:
 
 def _line(text: str) -> str:
     return cell(text).replace("\n", "\N{SYMBOL FOR NEWLINE}")  # a file's name may have one
+
+
+def _counts(version: Version) -> dict[str, int | None]:
+    """Count what a version holds; of an index found in a search service, what it had then."""
+    if version.spec.index.is_pinned:
+        return {"documents": (version.manifest or {}).get("documents"), "skipped": None, "chunks": None}
+    progress = version.progress
+    return {"documents": progress.loaded, "skipped": progress.skipped, "chunks": progress.chunks}
 
 
 def _state(version: Version) -> str:
