@@ -150,7 +150,7 @@ def test_a_later_turn_of_a_stored_response_is_searched_for_anew(stand: Stand, cl
 
 
 def test_conversations_that_are_sent_back(stand: Stand, client: openai.OpenAI) -> None:
-    """Clients append an answer as they got it: its citations reach no provider, which may refuse them, and no record."""
+    """Clients append an answer as they got it: its citations reach neither providers, which may refuse, nor records."""
     question, more = unique("How many days of annual leave do I have?"), unique("And which class of trains?")
     conversation: list[Any] = [{"role": "user", "content": question}]
     first = client.chat.completions.create(model="support", messages=conversation)
