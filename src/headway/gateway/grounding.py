@@ -37,7 +37,7 @@ _TAG = rf"[\s/／\\{_UNSEEN}]*" + f"[{_UNSEEN}]*".join("passage") + rf"(?:[{_UNS
 # ChatML, Llama 3, Phi, Command R and Granite have <|...|>, DeepSeek wide bars; then Gemma's, Mistral's and Llama 2's.
 _TURN = rf"[{_UNSEEN}]*(?:[|｜]|/?(?:s|bos|eos|pad|start_of_turn|end_of_turn|start_of_role|end_of_role|SYS)>)"
 _BRACKETED = r"/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|gMASK)\]"
-_MARK = re.compile(rf"[<＜﹤](?={_TAG}|{_TURN})|\[(?={_BRACKETED})", re.IGNORECASE)
+_MARK = re.compile(rf"[<＜﹤\[](?i:(?<=\[)(?={_BRACKETED})|(?<!\[)(?={_TAG}|{_TURN}))")
 _SMUGGLED = re.compile("[\U000e0000-\U000e007f]+")  # letters that are never drawn, and that models read
 _BLANKS = re.compile(r'["\s]+')
 
@@ -168,7 +168,7 @@ def _attribute(text: str) -> str:
 
 
 def _defuse(text: str) -> str:
-    return _MARK.sub(_as_entity, _SMUGGLED.sub("", text))
+    return _MARK.sub(_as_entity, text if text.isascii() else _SMUGGLED.sub("", text))
 
 
 def _as_entity(mark: re.Match[str]) -> str:
