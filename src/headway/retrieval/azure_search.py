@@ -197,9 +197,8 @@ def make_request(sought: Sought, text: str, vector: Sequence[float] | None) -> d
             "queryType": "semantic",
             "semanticConfiguration": sought.service.semantic,
             "semanticErrorHandling": "fail",
+            "semanticQuery": text[:_MOST_CHARACTERS],  # as it was asked, without the other's escapes
         }
-        if not words:
-            request["semanticQuery"] = text[:_MOST_CHARACTERS]
     conditions = _conditions(sought)
     if conditions:
         request["filter"] = " and ".join(conditions)

@@ -145,7 +145,8 @@ async def test_the_semantic_ranker_gives_scores(
     write_handbook(tmp_path)
     await build(tools, built_in(service, tmp_path, semantic="ranking"))
     for weight in (0.0, 0.5, 1.0):
-        passages = await found(retriever, "laptop is encrypted nowhere", hybrid_weight=weight, minimum_score=0.6)
+        passages = await found(retriever, "laptop is encrypted: nowhere?", hybrid_weight=weight, minimum_score=0.6)
+        assert service.calls[-1].body["semanticQuery"] == "laptop is encrypted: nowhere?"
         assert [(each.document, each.score) for each in passages] == [("it/laptops.md", 0.75)]
 
 
