@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import msgspec
 import yaml
+from msgspec.structs import replace
 
 from headway.config.document import Document, Place, nearest
 from headway.config.indexes import INDEX, RELEASE_KEYS, IndexSpec, VersionSpec
@@ -129,6 +130,25 @@ def specify_version(specification: Specification, index: str) -> VersionSpec:
     return VersionSpec(
         found, specification.deployments[found.embedder.deployment] if found.embedder.deployment else None
     )
+
+
+def operate_version(built: VersionSpec, index: str, current: Specification) -> VersionSpec:
+    """Give what a version was built by, with the credentials and limits of the file as it is now.
+
+    Args:
+        built: What it was built by.
+        index: Name of its index.
+        current: The file as it is applied.
+    """
+    deployment = built.deployment
+    if deployment is not None:
+        deployment = deployment.operated_as(current.deployments.get(deployment.name))
+    service, found = built.index.azure_ai_search, current.indexes.get(index)
+    now = None if found is None else found.azure_ai_search
+    if service is None or now is None or service.endpoint != now.endpoint:  # a secret must not go to another host
+        return replace(built, deployment=deployment)
+    service = replace(service, auth=now.auth, api_key=now.api_key)
+    return VersionSpec(replace(built.index, azure_ai_search=service), deployment)
 
 
 def decode_specification(value: Any) -> Specification:

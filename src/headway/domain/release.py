@@ -86,6 +86,20 @@ class Deployment(msgspec.Struct, frozen=True, cache_hash=True):
     endpoint: Endpoint
     operation: Operation = Operation()
 
+    def operated_as(self, current: Deployment | None) -> Deployment:
+        """Give this deployment, run as the file's deployment of the same name is now.
+
+        Only while that one is at the same place: a secret must not go to another host. The prices are those of the
+        model that is called.
+        """
+        if current is None or _place(self.endpoint) != _place(current.endpoint):
+            return self
+        operation = current.operation
+        if current.endpoint.model != self.endpoint.model:
+            prices = self.operation.usd_per_million_tokens
+            operation = msgspec.structs.replace(operation, usd_per_million_tokens=prices)
+        return msgspec.structs.replace(self, operation=operation)
+
 
 class Retrieval(msgspec.Struct, frozen=True):
     """Where a release's passages come from, and what is done with them.
@@ -140,3 +154,7 @@ class Bundle(msgspec.Struct, frozen=True):
     def content_hash(self) -> str:
         """Hash the bundle: 64 hexadecimal characters, equal exactly for equal content."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+def _place(endpoint: Endpoint) -> tuple[str, str]:
+    return endpoint.provider, endpoint.base_url

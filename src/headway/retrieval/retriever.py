@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from headway.clock import Clock, elapsed_ms
 from headway.config.indexes import VersionSpec
+from headway.config.spec import decode_specification, operate_version
 from headway.domain.knowledge import Found, Passage
 from headway.domain.release import Retrieval
 from headway.errors import (
@@ -66,7 +67,7 @@ class Version(NamedTuple):
 
     Attributes:
         number: Of its row.
-        spec: What it was built by.
+        spec: What it was built by, with the credentials and limits of now.
         dimensions: Of its vectors; 0 for none.
         remote: The index of a search service that is searched; None for the database.
     """
@@ -332,17 +333,19 @@ async def _search_busy(
 
 async def _read(connection: Connection, retrieval: Retrieval) -> Version:
     cursor = await connection.execute(
-        "SELECT v.id, v.state, v.spec, v.dimensions, v.manifest->'azure_ai_search'"
+        "SELECT v.id, v.state, v.spec, v.dimensions, v.manifest->'azure_ai_search',"
+        " (SELECT spec FROM configuration ORDER BY id DESC LIMIT 1)"
         " FROM index_version v JOIN search_index i ON i.id = v.index_id WHERE i.name = %s AND v.number = %s",
         (retrieval.index, retrieval.version),
     )
     row = await cursor.fetchone()
     if row is None or row[1] != "published":
         raise NotFoundError(f"{retrieval.label} is {row[1] if row else 'unknown'}: only what is published is searched")
-    number, _, spec, dimensions, remote = row
-    return Version(
-        number, msgspec.convert(spec, VersionSpec), dimensions, msgspec.convert(remote, Remote) if remote else None
-    )
+    number, _, built, dimensions, remote, applied = row
+    spec = msgspec.convert(built, VersionSpec)
+    if applied is not None:  # secrets and limits are not what makes a version: those of now hold
+        spec = operate_version(spec, retrieval.index, decode_specification(applied))
+    return Version(number, spec, dimensions, msgspec.convert(remote, Remote) if remote else None)
 
 
 def _note(retrieval: Retrieval, what: str, detail: str) -> str:

@@ -146,7 +146,7 @@ async def _releases(connection: Connection) -> dict[int, ReleaseRoute]:
             number=number,
             name=name,
             bundle=msgspec.convert(bundle, Bundle),
-            deployments=tuple(_operated(deployment, current.get(deployment.name)) for deployment in stored),
+            deployments=tuple(deployment.operated_as(current.get(deployment.name)) for deployment in stored),
         )
     return routes
 
@@ -155,25 +155,6 @@ async def _current_deployments(connection: Connection) -> dict[str, Deployment]:
     cursor = await connection.execute("SELECT spec->'deployments' FROM configuration ORDER BY id DESC LIMIT 1")
     row = await cursor.fetchone()
     return {} if row is None else msgspec.convert(row[0], dict[str, Deployment])
-
-
-def _operated(stored: Deployment, current: Deployment | None) -> Deployment:
-    """Run a release's deployment as the current file says.
-
-    Only while the file's deployment of that name is at the same place: a secret must not go to another host. The
-    prices are those of the model that the release calls.
-    """
-    if current is None or _place(current) != _place(stored):
-        return stored
-    operation = current.operation
-    if current.endpoint.model != stored.endpoint.model:
-        prices = stored.operation.usd_per_million_tokens
-        operation = msgspec.structs.replace(operation, usd_per_million_tokens=prices)
-    return msgspec.structs.replace(stored, operation=operation)
-
-
-def _place(deployment: Deployment) -> tuple[str, str]:
-    return deployment.endpoint.provider, deployment.endpoint.base_url
 
 
 async def _applications(connection: Connection, releases: dict[int, ReleaseRoute]) -> dict[str, ApplicationRoute]:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from headway.clock import ManualClock, SystemClock
-from headway.config.indexes import VersionSpec
+from headway.config.indexes import EmbedderSpec, VersionSpec
+from headway.config.spec import Specification
 from headway.domain.knowledge import Passage
-from headway.domain.release import Deployment, Endpoint, Retrieval
+from headway.domain.release import Deployment, Endpoint, Operation, Retrieval
 from headway.errors import RetrievalError
 from headway.retrieval.retriever import Query, Search, Version, VersionRetriever, Versions
 from headway.storage.database import Connection, Database
@@ -105,6 +107,26 @@ async def test_what_never_changes_is_read_once_for_all_retrievers_of_a_worker(st
     async with stand.database.connection() as connection:
         await connection.execute("UPDATE index_version SET spec = '{}'")
     assert await ask(retrievers[0]) == ["leave.md"]
+
+
+async def test_an_embedder_is_called_as_the_file_says_now_where_it_is_at_the_same_place(stand: Stand) -> None:
+    """A version outlives the secret that it was built with; but no secret follows a name to another host."""
+    there, elsewhere = (Endpoint("openai", f"http://127.0.0.1:{port}/v1", "m") for port in (9, 10))
+    old, new = Operation(api_key="env:OLD"), Operation(api_key="env:NEW", max_concurrency=3)
+    built = VersionSpec(replace(SPEC.index, embedder=EmbedderSpec("vectors")), Deployment("vectors", there, old))
+    wanted = Retrieval("remote", 1)
+    async with stand.database.connection() as connection:
+        await publish(connection, "remote", 1, PAGES, stand.embedder.embed, spec=built)
+    for place, expected in ((there, new), (elsewhere, old)):
+        applied = Specification({"vectors": Deployment("vectors", place, new)}, {}, {}, indexes={"remote": built.index})
+        async with stand.database.connection() as connection:
+            await connection.execute(
+                "INSERT INTO configuration (applied_by, source, spec, hash) VALUES ('ann', '', %s, 'h')",
+                (applied.encode().decode(),),
+            )
+        stand.versions.forget(wanted)
+        await ask(stand.retriever(), retrieval=wanted)
+        assert stand.embedders[-1].deployment == Deployment("vectors", there, expected)
 
 
 async def test_words_alone_need_no_vector(stand: Stand) -> None:

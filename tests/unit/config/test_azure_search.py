@@ -8,8 +8,9 @@ import pytest
 
 from headway.config.azure_search import AzureFields, AzureSearchSpec
 from headway.config.changes import compare
-from headway.config.indexes import IndexSpec
+from headway.config.indexes import IndexSpec, VersionSpec
 from headway.config.load import load
+from headway.config.spec import operate_version
 
 FILE = """
 deployments:
@@ -61,3 +62,13 @@ def test_a_change_is_told_in_the_words_of_the_file(tmp_path: Path) -> None:
         "azure_ai_search.endpoint: none -> https://c",
         "azure_ai_search.api_key: none -> env:KEY",
     }
+
+
+@pytest.mark.parametrize("endpoint", ["https://c", "https://elsewhere"])
+def test_a_version_is_searched_with_the_credentials_of_now_in_its_own_service(tmp_path: Path, endpoint: str) -> None:
+    index = '{{lake: "file:/docs", azure_ai_search: {{endpoint: "{}", api_key: {}}}}}'
+    built = VersionSpec(freeze(tmp_path, index.format("https://c", "env:OLD")))
+    (tmp_path / "headway.yaml").write_text(FILE.format(index=index.format(endpoint, "env:NEW")))
+    operated = operate_version(built, "i", load(tmp_path / "headway.yaml").specification)
+    secret = "env:NEW" if endpoint == "https://c" else "env:OLD"
+    assert operated.index.azure_ai_search == AzureSearchSpec("https://c", "api_key", secret)
