@@ -299,9 +299,10 @@ class _Builder:
         build = self._build
         async with self._tools.database.connection() as connection:
             await builds.publish(connection, build, progress, manifest, manifest_hash)
-        async with self._tools.database.connection() as connection:
-            keep = build.spec.index.keep
-            await versions.enforce_keep(connection, build.index, keep, author=build.created_by)
+        with contextlib.suppress(StorageError):  # what is left goes after the next build
+            async with self._tools.database.connection() as connection:
+                keep = build.spec.index.keep
+                await versions.enforce_keep(connection, build.index, keep, author=build.created_by)
         if self._tools.services is not None:
             await azure_index.sweep(self._tools.services, self._tools.database)
         self._build = replace_fields(build, progress=progress, state="published")

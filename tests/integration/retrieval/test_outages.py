@@ -19,6 +19,7 @@ from headway.clock import ManualClock
 from headway.errors import StorageError
 from headway.retrieval.worker import BuildWorker
 from headway.storage import builds, partitions
+from headway.storage import versions as stored
 from headway.storage.database import Database
 from tests.faults import sabotage
 from tests.lakes import CountingEmbedder, build, make_tools, specify, write_documents
@@ -175,3 +176,21 @@ async def test_a_connection_may_break_at_any_statement(
     assert len(rows) > 40 // step
     assert {row[2:] for row in rows} == {("published", rows[0][3], None)}
     assert rows[0][:2] == ("whole", whole.number)
+
+
+@pytest.mark.fault
+async def test_a_version_is_published_whatever_keeps_older_ones_from_being_dropped(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_documents(tmp_path, 3)
+    await build(database, tmp_path, keep=1)
+
+    async def drop_nothing(*_: object, **__: object) -> None:
+        raise psycopg.errors.DeadlockDetected("deadlock detected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "drop", drop_nothing)
+        assert (await build(database, tmp_path, keep=1)).state == "published"
+    assert [row[2] for row in await versions(database)] == ["published", "published"]
+    await build(database, tmp_path, keep=1)
+    assert [row[2] for row in await versions(database)] == ["dropped", "dropped", "published"]
