@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 
 import msgspec
@@ -12,7 +12,7 @@ from headway.domain.access import may_use
 from headway.domain.knowledge import Passage
 from headway.domain.protocols import Retriever
 from headway.domain.release import Retrieval
-from headway.domain.snapshot import KeyRoute, Snapshot
+from headway.domain.snapshot import ApplicationRoute, KeyRoute, Snapshot
 from headway.errors import InvalidRequestError, NotFoundError, RetrievalError
 from headway.gateway.grounding import QUERY_CHARACTERS, make_query
 from headway.gateway.quota import Quota
@@ -31,7 +31,8 @@ class SearchPost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     Attributes:
         query: What to look for.
         application: Search as this application's stable release does.
-        index: Search the version that is named, as `handbook@3`, or the latest one that a release names, as `handbook`.
+        index: Search the version that is named, as `handbook@3`, or the latest one that a release names, as `handbook`:
+            a stable release or the candidate of a rollout; with the scope `pin` any release.
         top_k: Most passages; by default the release's number, or 5.
     """
 
@@ -200,23 +201,31 @@ def _of_application(snapshot: Snapshot, key: KeyRoute, name: str) -> Retrieval:
 
 
 def _of_index(snapshot: Snapshot, key: KeyRoute, wanted: str) -> Retrieval:
-    """Search a version that a release names which the key may call, and of it no more than such a release sees."""
+    """Search a version that a release names which the key may reach, and of it no more than such a release sees."""
     named = [
         (number, retrieval)
         for application in snapshot.applications.values()
         if may_use(key, application.name)
-        for number in application.releases.values()
+        for number in _reachable(application, key)
         if (retrieval := snapshot.releases[number].bundle.retrieval) is not None
     ]
     fitting = [each for each in named if wanted in (each[1].index, each[1].label)]
     if not fitting:
         shown = ", ".join(sorted({retrieval.label for _, retrieval in named})[:20]) or "none"
-        message = f"no release that this key may call names the index {wanted[:100]!r} (known: {shown})"
+        message = f"no release that this key may reach names the index {wanted[:100]!r} (known: {shown})"
         raise NotFoundError(message, param="index", code="index_not_found")
     version = max(retrieval.version for _, retrieval in fitting)
     # Where every such release filters, so does this: the filter of the newest.
     filters = [retrieval.filter for _, retrieval in sorted(fitting, key=itemgetter(0)) if retrieval.version == version]
     return Retrieval(fitting[0][1].index, version, filter=filters[-1] if all(filters) else {})
+
+
+def _reachable(application: ApplicationRoute, key: KeyRoute) -> Iterable[int]:
+    """The releases that may answer a key: others show what was not labelled yet, and only who may pin gets there."""
+    if "pin" in key.scopes:
+        return application.releases.values()
+    rollout = application.rollout
+    return {application.stable} if rollout is None or not rollout.share else {application.stable, rollout.candidate}
 
 
 def _show(passage: Passage) -> FoundPassage:

@@ -13,7 +13,7 @@ from headway.gateway.measurements import REJECTED, SEARCH_SECONDS, SEARCHES
 from headway.storage import keys
 from headway.storage.keys import Grant
 from tests.integration.gateway.conftest import Reply, WorkerStand
-from tests.integration.gateway.grounded import QUESTION, SECRET, ground, prepare
+from tests.integration.gateway.grounded import QUESTION, SECRET, add_key, ground, prepare
 
 PATH = "/v1/search"
 
@@ -126,6 +126,21 @@ async def test_by_index_no_more_is_searched_than_a_release_of_the_key_sees(groun
     await grounded.publish()
     assert found(await search(grounded, application="support")) == {"travel.md"}
     assert found(await search(grounded, index="handbook@1")) == {"leave.md", "travel.md"}
+
+
+async def test_only_who_may_pin_searches_by_index_what_no_other_request_is_answered_from(grounded: WorkerStand) -> None:
+    await add_key(grounded, "pinner", "invoke", "pin")
+    await ground(grounded, 1, Retrieval("handbook", 2))
+    await grounded.publish()
+    assert found(await search(grounded, index="handbook@1")) == {"leave.md", "travel.md"}  # it is the candidate's
+    for ended in ("share = 0", "state = 'rolled_back', share = 0, ended_at = now()"):
+        await grounded.rows(f"UPDATE rollout SET {ended} WHERE id = 1 RETURNING 1")
+        await grounded.publish()
+        refused = await search(grounded, index="handbook@1")
+        assert (refused.status, json.loads(refused.body)["code"]) == (404, "index_not_found")
+        assert json.loads(refused.body)["detail"].endswith("(known: handbook@2)")
+        assert found(await search(grounded, "pinner", index="handbook@1")) == {"leave.md", "travel.md"}
+        assert (await grounded.ask(model="support@bold")).status == 403
 
 
 BAD: tuple[dict[str, Any], ...] = (
