@@ -32,6 +32,7 @@ from headway.errors import (
     ProviderError,
     ProviderUnavailableError,
     RetrievalError,
+    StorageError,
 )
 from headway.retrieval.azure_search import AzureSearch, Remote, Sought
 from headway.storage.attempts import Attempts
@@ -206,7 +207,8 @@ class VersionRetriever:
         except RetrievalError:
             raise
         except (HeadwayError, psycopg.Error) as error:
-            self._versions.forget(retrieval)
+            if not isinstance(error, ProviderError | StorageError):  # what is away says nothing of the version
+                self._versions.forget(retrieval)
             message = _note(retrieval, "failed", f"{type(error).__name__}: {error}")
             raise RetrievalError(message, retry_after_seconds=1) from error
 

@@ -334,6 +334,7 @@ async def test_an_embedder_that_is_away_is_asked_by_one_caller_at_a_time(stand: 
             await ask(retriever, retrieval=second)
         assert "vectors" not in caught.value.message
     assert embedder.calls == 1
+    assert stand.versions.known(second) is not None  # and the database is left in peace
     embedder.hangs = False
     clock.advance(1.1)
     assert await ask(retriever, retrieval=second) == ["leave.md"]
