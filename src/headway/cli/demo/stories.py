@@ -93,4 +93,4 @@ def tell_of_documents(questions: Mapping[str, str]) -> Story:
 
     model = Behaviour(headers_ms=_QUICK, answer_text="As the manual says [1].")
     truth = "its index version lacks two documents"
-    return Story("manual", truth, "rolled_back", 30, model, model, tuple(questions), judge)
+    return Story("manual", truth, "rolled_back", 40, model, model, tuple(questions), judge)
