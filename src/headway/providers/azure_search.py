@@ -41,6 +41,7 @@ _CONNECT_SECONDS = 5.0
 _CALL_SECONDS = 60.0
 _WORK_SECONDS = 300.0  # that a call of a build may take, with all that is tried again
 _FIRST_PAUSE_SECONDS = 0.2
+_DELETE_SECONDS = 5.0  # what is left is deleted later
 _LONGEST_PAUSE_SECONDS = 30.0
 _LARGE_BODY_BYTES = 1024 * 1024
 _SECRET_SECONDS = 5.0
@@ -121,14 +122,14 @@ class SearchServices:
         return _decode(await self._call(service, _Wish("PUT", path, body, {"Prefer": "return=representation"})))
 
     async def delete_index(self, service: AzureSearchSpec, name: str) -> None:
-        """Delete an index with all that it holds; harmless when it is gone.
+        """Delete an index with all that it holds, within a few seconds or not; harmless when it is gone.
 
         Raises:
             ConfigurationError: The service refuses.
             ProviderError: It is away.
         """
         try:
-            await self._call(service, _Wish("DELETE", f"/indexes('{name}')"))
+            await self._call(service, _Wish("DELETE", f"/indexes('{name}')", seconds=_DELETE_SECONDS))
         except NotFoundError:
             return
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from headway.clock import Clock
 from headway.config.azure_search import AzureFields, AzureSearchSpec
 from headway.config.indexes import VersionSpec
-from headway.errors import ConfigurationError, HeadwayError, NotFoundError, ProviderUnavailableError
+from headway.errors import ConfigurationError, HeadwayError, NotFoundError, ProviderError, ProviderUnavailableError
 from headway.providers.azure_search import KEY, SearchServices
 from headway.retrieval.azure_filters import Field, make_entries
 from headway.retrieval.azure_search import BUILT, Remote
@@ -400,23 +400,32 @@ async def _is_found(services: SearchServices, service: AzureSearchSpec, name: st
 async def sweep(services: SearchServices, database: Database) -> int:
     """Delete the indexes of versions that failed, were cancelled or dropped; what cannot be now is left for later.
 
+    A service that is away is asked once, and no connection is held while it is.
+
     Returns:
         How many are gone.
     """
     async with database.connection() as connection:
         unused = await remotes.list_unused(connection)
     swept = 0
+    away: set[str] = set()
     for each in unused:
+        service = _service(each.spec)
+        if service.endpoint in away:
+            continue
         async with database.connection() as connection:
-            if not await remotes.hold_unused(connection, each):
+            if not await remotes.is_free(connection, each):
                 continue
-            try:
-                await services.delete_index(_service(each.spec), each.remote)
-            except HeadwayError as error:
-                _log.warning("index_left", index=each.label, remote=each.remote, detail=error.message)
-                continue
+        try:
+            await services.delete_index(service, each.remote)
+        except HeadwayError as error:
+            if isinstance(error, ProviderError):
+                away.add(service.endpoint)
+            _log.warning("index_left", index=each.label, remote=each.remote, detail=error.message)
+            continue
+        async with database.connection() as connection:
             await remotes.forget(connection, each)
-            swept += 1
+        swept += 1
     return swept
 
 

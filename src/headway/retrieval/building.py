@@ -303,8 +303,8 @@ class _Builder:
             async with self._tools.database.connection() as connection:
                 keep = build.spec.index.keep
                 await versions.enforce_keep(connection, build.index, keep, author=build.created_by)
-        if self._tools.services is not None:
-            await azure_index.sweep(self._tools.services, self._tools.database)
+        if build.spec.index.azure_ai_search is not None:
+            await azure_index.sweep(self._services, self._tools.database)
         self._build = replace_fields(build, progress=progress, state="published")
         self._tell(self._build)
         return self._build

@@ -86,9 +86,9 @@ class BuildWorker:
         for build in unfinished:
             if now >= self._due.get(build.version, now):
                 await self._build(build)
-        if now >= self._clear_at:
+        if self._tools.clock.monotonic_seconds() >= self._clear_at:
             await self._clear()
-            self._clear_at = now + _CLEAR_SECONDS
+            self._clear_at = self._tools.clock.monotonic_seconds() + _CLEAR_SECONDS
 
     async def _build(self, build: Build) -> None:
         try:

@@ -86,8 +86,8 @@ async def list_unused(connection: Connection) -> list[Unused]:
     ]
 
 
-async def hold_unused(connection: Connection, unused: Unused) -> bool:
-    """Keep others from building or deleting it until the transaction ends; False if somebody does, or did before."""
+async def is_free(connection: Connection, unused: Unused) -> bool:
+    """Say whether it is still there and nobody writes into it; as its version has ended, nobody will again."""
     if not await builds.hold_in_transaction(connection, unused.version):
         return False
     cursor = await connection.execute(_REMOTE, (unused.version,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from structlog.testing import capture_logs
 
 from headway.config.indexes import IndexReference
 from headway.errors import ConfigurationError, HeadwayError, ProviderUnavailableError
+from headway.providers import azure_search
 from headway.providers.azure_search import SearchServices
 from headway.retrieval import azure_index
 from headway.retrieval.building import Tools, resume, start
@@ -21,7 +23,7 @@ from headway.storage import builds, versions
 from headway.storage.builds import Build
 from headway.storage.database import Database
 from headway.testing.search_service import Scripted, SearchServiceSimulator
-from tests.lakes import CountingEmbedder, make_tools, write_documents
+from tests.lakes import CountingEmbedder, make_tools, specify, write_documents
 from tests.search_services import (
     build,
     built_in,
@@ -235,6 +237,38 @@ async def test_dropped_and_failed_versions_leave_nothing_in_the_service(
     assert await azure_index.sweep(services, database) == 1
     assert service.indexes == {}
     assert await azure_index.sweep(services, database) == 0
+
+
+async def test_a_service_that_is_away_holds_up_nobody(
+    tools: Tools,
+    service: SearchServiceSimulator,
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_handbook(tmp_path)
+    for _ in range(2):
+        await build(tools, built_in(service, tmp_path))
+    async with database.connection() as connection:
+        for version in await versions.list_versions(connection):
+            await versions.drop(connection, version, author="ann")
+    service.calls.clear()
+    service.hang()
+    monkeypatch.setattr(azure_search, "_DELETE_SECONDS", 0.5)
+    await start(tools, "local", specify(tmp_path), author="ann", tell=lambda _: None)
+    assert service.calls == []
+    assert tools.services is not None
+    sweeping = asyncio.create_task(azure_index.sweep(tools.services, database))
+    while not service.calls:
+        await asyncio.wait([sweeping], timeout=0.01)
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in trans%'"
+        )
+        assert await cursor.fetchone() == (0,)
+    with capture_logs() as logs:
+        assert await sweeping == 0
+    assert len(service.calls) == len(logs) == 1  # of two indexes
 
 
 async def test_the_control_plane_builds_and_clears_there(
