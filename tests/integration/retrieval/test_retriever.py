@@ -327,14 +327,15 @@ async def test_an_embedder_that_is_away_is_asked_by_one_caller_at_a_time(stand: 
     async with stand.database.connection() as connection:
         await publish(connection, "handbook", 2, PAGES, stand.embedder.embed, AWAY)
     embedder, clock = Failing(), ManualClock()
-    retriever = VersionRetriever(stand.database, Versions(lambda _: embedder), stand.search, clock, seconds=0.3)
+    versions = Versions(lambda _: embedder)
+    retriever = VersionRetriever(stand.database, versions, stand.search, clock, seconds=0.3)
     second = Retrieval("handbook", 2)
     for _ in range(10):
         with pytest.raises(RetrievalError) as caught:
             await ask(retriever, retrieval=second)
         assert "vectors" not in caught.value.message
     assert embedder.calls == 1
-    assert stand.versions.known(second) is not None  # and the database is left in peace
+    assert versions.known(second) is not None  # and the database is left in peace
     embedder.hangs = False
     clock.advance(1.1)
     assert await ask(retriever, retrieval=second) == ["leave.md"]
