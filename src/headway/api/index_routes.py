@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -23,7 +22,8 @@ from headway.api.resources import Page
 from headway.api.rollout_resources import plain
 from headway.config.indexes import IndexReference
 from headway.config.spec import specify_version
-from headway.errors import ConflictError, NotFoundError
+from headway.domain.access import may_read
+from headway.errors import NotFoundError
 from headway.storage import builds, configuration, versions
 from headway.storage.database import Connection
 from headway.storage.paging import read_page
@@ -73,18 +73,23 @@ async def get_version(services: Services, _: Viewer, index: Name, number: Number
 
 @router.get("/indexes/{index}/versions/{number}/documents", response_model=Page[IndexDocument], responses=problems(404))
 async def list_documents(
-    services: Services, _: Viewer, index: Name, number: Number, wanted: Annotated[DocumentQuery, Query()]
+    services: Services, key: Viewer, index: Name, number: Number, wanted: Annotated[DocumentQuery, Query()]
 ) -> Any:
-    """List the documents of a version in the order of their paths; those left out with their reasons."""
+    """List the documents of a version in the order of their paths; those left out with their reasons.
+
+    The metadata of a document for other groups is left out, unless the key has the scope `admin`.
+    """
     async with services.database.connection() as connection:
         version = await versions.find_version(connection, IndexReference(index, number))
-        return await read_page(
+        page = await read_page(
             connection,
             versions.DOCUMENTS,
             [("d.version_id = %s", version.version), ("d.state = %s", wanted.state)],
             limit=wanted.limit,
             cursor=wanted.cursor,
         )
+    items = [each if may_read(key, each["groups"]) else each | {"metadata": {}} for each in page.items]
+    return {"items": items, "next": page.next}
 
 
 @router.get("/indexes/{index}/diff", response_model=IndexDiff, responses=problems(404))
@@ -107,9 +112,7 @@ async def compare_versions(services: Services, _: Viewer, index: Name, wanted: A
 @router.post("/indexes/{index}/builds", response_model=IndexVersion, status_code=202, responses=problems(404, 409))
 async def build_version(services: Services, key: Admin, index: Name) -> Any:
     """Begin to build the next version of an index of the applied file, in the background."""
-    if importlib.util.find_spec("fsspec") is None:
-        message = "this control plane builds no indexes: it needs the extra, pip install 'headway[knowledge]'"
-        raise ConflictError(message, code="builds_off")
+    builds.require_builder()
     async with services.database.connection() as connection:
         entry = await configuration.current(connection)
         if entry is None:

@@ -190,6 +190,7 @@ async def show_changes(request: Request, visitor: Visitor) -> Response:
 
 async def build(request: Request, visitor: Visitor, _: Form) -> Response:
     """Begin to build the next version of an index of the applied file, and go to its page."""
+    builds.require_builder()
     name = _name(request)
     async with services_of(request).database.connection() as connection:
         entry = await configuration.current(connection)

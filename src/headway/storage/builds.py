@@ -7,6 +7,7 @@ booked with what it wrote, in one transaction, and only while the version is sti
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -157,6 +158,17 @@ _SELECT: LiteralString = (
     "SELECT v.id AS version, i.name AS index, v.number, v.state, v.stage, v.spec, v.progress, v.problem, v.created_by,"
     " v.created_at FROM index_version v JOIN search_index i ON i.id = v.index_id"
 )
+
+
+def require_builder() -> None:
+    """See that what is begun here to be built in the background can be.
+
+    Raises:
+        ConflictError: The extra ``knowledge`` is not installed.
+    """
+    if importlib.util.find_spec("fsspec") is None:
+        message = "this control plane builds no indexes: it needs the extra, pip install 'headway[knowledge]'"
+        raise ConflictError(message, code="builds_off")
 
 
 async def begin(connection: Connection, index: str, spec: VersionSpec, *, author: str) -> Build:
