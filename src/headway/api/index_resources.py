@@ -64,7 +64,7 @@ class IndexDocument(Resource):
     content_hash: str = Field(description="SHA-256 of its bytes; empty until it was read.")
     size_bytes: int = Field(description="Its size.")
     modified: str = Field(description="ISO 8601, UTC; empty where the lake does not tell.")
-    metadata: dict[str, Any] = Field(description="Front matter and the like.")
+    metadata: dict[str, Any] = Field(description="Front matter and the like; empty for who may not read the document.")
     groups: list[str] = Field(description="Who may see it; empty for everybody.")
     chunks: int = Field(description="Chunks that it was cut into.")
 

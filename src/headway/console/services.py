@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from headway.clock import Clock
 from headway.console.sessions import Session
-from headway.domain.access import has_scope
+from headway.domain.access import has_scope, may_read
 from headway.domain.protocols import Retriever
 from headway.domain.snapshot import KeyRoute, Snapshot
 from headway.errors import HeadwayError
@@ -56,7 +56,7 @@ class Visitor:
 
     def may_read(self, groups: Collection[str]) -> bool:
         """Whether it may read what is for these groups: everybody may, where there are none; an admin always."""
-        return not groups or self.is_admin or not self.key_groups.isdisjoint(groups)
+        return may_read(self.key, groups)
 
     @property
     def key_groups(self) -> frozenset[str]:

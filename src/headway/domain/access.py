@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 from headway.domain.snapshot import KeyRoute, Scope
@@ -45,6 +45,11 @@ def require_application(key: KeyRoute, application: str) -> None:
     if not may_use(key, application):
         message = f"the API key {key.name!r} may not use the application {application!r}"
         raise PermissionDeniedError(message, code="application_not_allowed")
+
+
+def may_read(key: KeyRoute, groups: Collection[str]) -> bool:
+    """Say whether who looks at things with the key may read what is for these groups: an admin always; none is all."""
+    return not groups or has_scope(key, "admin") or any(name in groups for name in key.groups)
 
 
 def is_group(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headway.retrieval.building import resume
-from headway.storage import builds, configuration
+from headway.storage import builds, configuration, keys
 from headway.storage.database import Database
 from tests.integration.api.conftest import Control
 from tests.lakes import build, make_tools, write_documents
@@ -58,6 +58,26 @@ async def test_what_a_version_holds(control: Control, lake: Path) -> None:
         *(f"part0/doc0000{number}.md" for number in range(4)),
     ]
     assert (await control.get(f"{ADMIN}/indexes/handbook"))["spec"] is None
+
+
+async def test_metadata_is_for_who_may_read_the_document(control: Control, lake: Path) -> None:
+    await build(control.world.database, lake)
+    async with control.world.database.connection() as connection:
+        grant = keys.Grant("hr", ("view",), groups=("hr",))
+        control.world.secrets["hr"] = (await keys.create(connection, grant, author="ann"))[1]
+        await connection.execute(
+            """UPDATE index_document SET metadata = '{"salary": 90000}',
+                   groups = CASE WHEN path LIKE '%00001.md' THEN '{it,hr}' WHEN path LIKE '%00002.md' THEN '{it}'
+                            ELSE '{}' END::text[] WHERE state = 'loaded'"""
+        )
+    await control.follow()
+    path = f"{ADMIN}/indexes/handbook/versions/1/documents"
+    for key, expected in (("viewer", {0, 3}), ("hr", {0, 1, 3}), ("operator", {0, 1, 2, 3})):
+        status, page = await control.call("GET", path, key=key, params={"state": "loaded"})
+        assert status == 200
+        shown = {number for number, item in enumerate(page["items"]) if item["metadata"]}
+        assert shown == expected
+        assert len(page["items"]) == 4
 
 
 async def test_differences_of_two_versions(control: Control, lake: Path) -> None:
