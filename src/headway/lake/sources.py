@@ -26,9 +26,7 @@ Entry = Mapping[str, Any]
 _SCHEMES: Mapping[str, str] = {"file": "", "s3": "s3", "abfs": "azure", "abfss": "azure", "memory": ""}
 _PATH_BYTES = 2000  # PostgreSQL keeps 2,700 in an index
 _SHOWN_CHARACTERS = 200
-_CREDENTIALS = re.compile(
-    r"credential|authenticat|authoriz|forbidden|permission|access.?denied|\b40[13]\b", re.IGNORECASE
-)
+_REFUSALS = re.compile(r"Credential|Authenticat|Authoriz|Unauthorized|Forbidden|Permission|AccessDenied")
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -354,6 +352,20 @@ def _is_text(name: str) -> bool:
 
 
 def _code(error: Exception) -> str:
-    described = f"{type(error).__name__} {error}"
-    refused = isinstance(error, PermissionError) or _CREDENTIALS.search(described)
-    return "lake_forbidden" if refused else "lake_unavailable"
+    return "lake_forbidden" if _is_refusal(error) else "lake_unavailable"
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Say whether the lake refuses, by the kind of the error and its HTTP status: its text may name any file."""
+    while error is not None:
+        if isinstance(error, PermissionError) or _REFUSALS.search(type(error).__name__) or _status(error) in (401, 403):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _status(error: BaseException) -> Any:
+    """The HTTP status of an error of Azure's client, of aiohttp's or of botocore's; None of any other."""
+    response = getattr(error, "response", None)
+    told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    return told or getattr(error, "status_code", None) or getattr(error, "status", None)

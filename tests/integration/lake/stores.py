@@ -26,6 +26,7 @@ class Store:
         objects: Content by name, from the bucket or container on: ``bucket/folder/name``.
         key: What the request's ``Authorization`` must hold.
         forbidden: Names that may not be read.
+        broken: Names that cannot be read.
         failing: Answer no request as it should be.
         requests: Method and path of each.
     """
@@ -34,6 +35,7 @@ class Store:
         self.objects: dict[str, bytes] = {}
         self.key = key
         self.forbidden: set[str] = set()
+        self.broken: set[str] = set()
         self.failing = False
         self.requests: list[str] = []
         self.port = 0
@@ -80,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.give_listing(name, query)
         elif name in self.store.forbidden:
             self.fail(403, "AccessDenied")
+        elif name in self.store.broken:
+            self.fail(400, f"Broken {name}")
         elif name not in self.store.objects:
             self.fail(404, "NoSuchKey")
         else:

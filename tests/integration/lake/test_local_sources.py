@@ -276,6 +276,20 @@ def test_what_may_not_be_read_is_reported_and_what_may_not_be_listed_ends_it(tmp
     assert re.fullmatch(r"folder \. of file:.* cannot be listed: .*; grant access, or exclude it", message)
 
 
+def test_a_file_whose_name_sounds_like_a_refusal_is_no_refusal(tmp_path: Path) -> None:
+    write(tmp_path, "forbidden/permission-401.md")
+    lake = lake_of(tmp_path)
+    listed = one(lake)
+
+    def fail(path: str, **_: Any) -> Any:
+        raise OSError(5, "Input/output error", path)
+
+    lake._files.cat_file = fail
+    with pytest.raises(LakeError, match=r"cannot be read: .*Input/output error.*permission-401") as caught:
+        lake.read(listed, 100)
+    assert caught.value.error_code == "lake_unavailable"
+
+
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [

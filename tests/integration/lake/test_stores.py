@@ -125,6 +125,17 @@ def test_a_store_that_fails_or_is_away_is_named(account: Account) -> None:
         lake.read(found, 100)
 
 
+def test_an_object_whose_name_sounds_like_a_refusal_is_no_refusal(account: Account) -> None:
+    name = "lake/docs/403-forbidden-credentials.md"
+    account.store.objects[name] = b"text"
+    lake = account.open(include=("403*.md",))
+    (found,) = listed(lake)
+    account.store.broken.add(name)
+    with pytest.raises(LakeError, match="cannot be read") as caught:
+        lake.read(found, 100)
+    assert caught.value.error_code == "lake_unavailable"
+
+
 def test_missing_places_are_told_apart(account: Account) -> None:
     scheme = account.scheme
     assert refusal(account.open("lake/nothing")) == ("lake_missing", f"there is no {scheme}://lake/nothing")
