@@ -276,7 +276,7 @@ _SETTINGS: LiteralString = """
     SELECT set_config('statement_timeout', %(timeout)s, true), set_config('work_mem', '32MB', true),
            set_config('hnsw.ef_search', %(breadth)s, true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
            set_config('hnsw.max_scan_tuples', '100000', true), set_config('hnsw.scan_mem_multiplier', '2', true),
-           set_config('jit', 'off', true),
+           set_config('jit', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true),
            set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
            set_config('enable_seqscan', %(scans)s, true), set_config('max_parallel_workers_per_gather', '0', true)
 """
@@ -368,6 +368,8 @@ async def _ask(connection: Connection, asked: _Asked, way: Way) -> tuple[int, li
     """Ask; gives the number of candidates by meaning, and the passages."""
     searched, question, vector = asked.searched, asked.question, asked.vector
     condition, values = _compile(asked.scope)
+    if asked.reach.documents is not None:  # found out already, and quicker to look up than metadata
+        condition, values = sql.SQL("document = ANY (%(documents)s::bigint[])"), {}
     parts = {
         "chunks": sql.Identifier(f"index_chunk_{searched.version}"),
         "condition": condition,
