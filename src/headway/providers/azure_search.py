@@ -26,6 +26,7 @@ from headway.errors import (
 )
 from headway.providers.client import parse_retry_after
 from headway.providers.credentials import Credentials, resolve_secret
+from headway.providers.refusals import quote_refusal, shorten
 
 API_VERSION = "2025-09-01"
 SCOPE = "https://search.azure.com/.default"
@@ -45,7 +46,6 @@ _DELETE_SECONDS = 5.0  # what is left is deleted later
 _LONGEST_PAUSE_SECONDS = 30.0
 _LARGE_BODY_BYTES = 1024 * 1024
 _SECRET_SECONDS = 5.0
-_SHOWN_CHARACTERS = 300
 _BUSY = frozenset({429, 503})
 _PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})
 _PASSING_DOCUMENT = frozenset({409, 422, 429, 503})  # version conflict, index or service busy
@@ -175,7 +175,7 @@ class SearchServices:
                 if each.status:
                     del left[each.key]
                 elif each.statusCode not in _PASSING_DOCUMENT:
-                    told = _shorten(each.errorMessage or f"status {each.statusCode}")
+                    told = shorten(each.errorMessage or f"status {each.statusCode}")
                     raise ConfigurationError(f"the search service refuses the document {each.key!r}: {told}")
             if not left:
                 return
@@ -325,7 +325,7 @@ def _decode(answer: _Answer) -> dict[str, Any]:
 
 def _explain(answer: _Answer, clock: Clock) -> HeadwayError:
     """Say what an answer that is none of the 2xx means."""
-    told = _shorten(_told(answer.body).replace(answer.secret, "***"))
+    told = quote_refusal(answer.body, [answer.secret])
     what = f"the search service answers {answer.status}" + (f": {told}" if told else "")
     if answer.status in _PASSING:
         after = parse_retry_after(answer.headers, clock.unix_ms())
@@ -338,20 +338,6 @@ def _explain(answer: _Answer, clock: Clock) -> HeadwayError:
     if answer.status == 404:
         return NotFoundError(f"{what}; is there an index of that name?")
     return ConfigurationError(what)
-
-
-def _told(body: bytes) -> str:
-    """What the service says in its error, without what it may quote beside the message."""
-    try:
-        error = msgspec.json.decode(body, type=dict[str, Any]).get("error")
-    except msgspec.DecodeError:
-        return ""
-    message = error.get("message") if isinstance(error, dict) else None
-    return message if isinstance(message, str) else ""
-
-
-def _shorten(text: str) -> str:
-    return " ".join(text.split())[:_SHOWN_CHARACTERS]
 
 
 def _name(error: Exception) -> str:

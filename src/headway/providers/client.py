@@ -19,7 +19,8 @@ from yarl import URL
 from headway.clock import Clock
 from headway.domain.interaction import Operation
 from headway.domain.release import Deployment, Endpoint
-from headway.providers.credentials import Credentials
+from headway.providers.credentials import PLAIN_HEADERS, Credentials
+from headway.providers.refusals import quote_refusal
 
 _PATHS: dict[Operation, str] = {"chat": "/chat/completions", "responses": "/responses", "embeddings": "/embeddings"}
 Progress = Literal["not_connected", "no_answer", "answering"]
@@ -45,8 +46,9 @@ class CallError(Exception):
 class ProviderAnswer:
     """An answer whose headers have come; its body is read once, whole or in pieces."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, sent: Mapping[str, str]) -> None:
         self._response = response
+        self._sent = sent
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
@@ -81,6 +83,11 @@ class ProviderAnswer:
     def retry_after_seconds(self, clock: Clock) -> float | None:
         """What ``Retry-After`` (seconds or HTTP date) or ``retry-after-ms`` asks for, or None."""
         return parse_retry_after(self.headers, clock.unix_ms())
+
+    def quote_refusal(self, body: bytes) -> str:
+        """Quote the message of an error that was the answer: on a line, without secrets; empty where there is none."""
+        sent = [value for name, value in self._sent.items() if name not in PLAIN_HEADERS]
+        return quote_refusal(body, [*sent, *(value.removeprefix("Bearer ") for value in sent)])
 
     def close(self) -> None:
         """Drop the connection unless the body was read to its end; the provider stops generating."""
@@ -156,7 +163,7 @@ class ProviderClient:
             raise _failed(error, "not_connected") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _failed(error, "no_answer") from error
-        return ProviderAnswer(response)
+        return ProviderAnswer(response, headers)
 
     def _target(self, deployment: Deployment, operation: Operation, *, stream: bool) -> _Target:
         target = self._targets.get((deployment, operation, stream))

@@ -16,6 +16,8 @@ _ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"  # of Azure OpenAI
 _REFRESH_SECONDS = 300.0
 _ENTRA_SECONDS = 30.0
 _FILE_SECONDS = 5.0
+PLAIN_HEADERS: Mapping[str, str] = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+"""Headers of every call; all others may be secrets."""
 
 
 def is_reference(text: str) -> bool:
@@ -102,7 +104,7 @@ class Credentials:
     async def _make(self, deployment: Deployment, now: float) -> tuple[dict[str, str], float]:
         operation = deployment.operation
         until = now + _FILE_SECONDS
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers = dict(PLAIN_HEADERS)
         for name, value in operation.headers:
             headers[name] = resolve_secret(value) if is_reference(value) else value
         if operation.auth == "entra":

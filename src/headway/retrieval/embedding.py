@@ -29,7 +29,6 @@ _CALLS = 4  # at a time, where the deployment names no limit
 _QUERY_TRIES = 2  # somebody waits for the answer
 _QUERY_CALLS = 64
 _QUICK_CHARACTERS = 2000  # less than 0.4 ms: a thread would cost more than it spares the others
-_SHOWN_CHARACTERS = 200
 
 
 class Embedder(Protocol):
@@ -252,8 +251,8 @@ class DeploymentEmbedder:
             kind = _LimitedError if answer.status == 429 else ProviderUnavailableError
             raise kind(f"{self._name} answers {answer.status}", retry_after_seconds=after)
         if answer.status != 200:
-            told = " ".join(read.decode(errors="replace").split())[:_SHOWN_CHARACTERS]
-            raise ConfigurationError(f"{self._name} refuses to embed ({answer.status}): {told}")
+            told = answer.quote_refusal(read)
+            raise ConfigurationError(f"{self._name} refuses to embed ({answer.status})" + (f": {told}" if told else ""))
         try:
             return msgspec.json.decode(read, type=_Answer)
         except msgspec.DecodeError as error:

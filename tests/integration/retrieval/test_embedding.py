@@ -9,6 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from headway.clock import Clock, ManualClock, SystemClock
 from headway.config.indexes import EmbedderSpec, IndexSpec, LakeSpec, VersionSpec
@@ -209,6 +211,33 @@ async def test_long_texts_go_in_more_calls() -> None:
         assert len(await make_vectors(embedder, ["a" * 150_000, "b" * 50_000, "c", "d" * 300_000, "e"])) == 5
         sizes = sorted(len(each.body["input"]) for each in provider.received)
     assert sizes == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"detail": [{"msg": "too long", "input": "the salary"}]}, ""),
+        ({"error": {"message": "no key sk-1234:\n'Bearer sk-1234'", "input": "the salary"}}, ": no key ***: '***'"),
+        ({"error": "the salary"}, ""),
+        (["the salary"], ""),
+    ],
+)
+async def test_a_refusal_is_told_without_texts_and_secrets(
+    body: object, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBED_KEY", "sk-1234")
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response(body, status=422)
+
+    application = web.Application()
+    application.router.add_post("/v1/embeddings", refuse)
+    async with TestServer(application) as server:
+        deployment = make_deployment(str(server.make_url("/v1")), auth="api_key", api_key="env:EMBED_KEY")
+        async with embedding(deployment, EmbedderSpec("small", 8), QuickClock()) as embedder:
+            with pytest.raises(ConfigurationError) as raised:
+                await embedder.embed(["the salary"])
+    assert raised.value.message == f"the deployment 'small' refuses to embed (422){told}"
 
 
 async def test_a_refusal_is_no_reason_to_try_again() -> None:
