@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import msgspec
@@ -15,7 +16,7 @@ from headway.config.indexes import IndexReference, parse_reference
 from headway.domain.access import has_scope, is_group
 from headway.domain.release import Retrieval
 from headway.domain.snapshot import KeyRoute
-from headway.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
+from headway.errors import InvalidRequestError, LimitError, NotFoundError, OverloadedError, PermissionDeniedError
 from headway.gateway.asked import Asked, read_asked, read_retrieval
 from headway.gateway.searching import MOST_PASSAGES
 from headway.retrieval.comparing import TOP_K, Comparison, Trial, compare_versions
@@ -24,6 +25,8 @@ from headway.storage import applications, versions
 
 MOST_QUERIES = 500
 """Of one request: it takes seconds."""
+_SECONDS = 120.0  # the embedded model may have to be loaded first
+_RETRY_SECONDS = 10.0
 _PLACES = 2  # at a time; somebody may want to search by hand
 
 router = APIRouter()
@@ -107,14 +110,29 @@ async def compare_index_versions(services: Services, key: Viewer, wish: CompareW
     wanted = _read_reference("before", wish.before), _read_reference("after", wish.after)
     async with services.database.connection() as connection:
         before, after = [await versions.find_version(connection, each) for each in wanted]
-    base, asked = await _read_asked(services, wish)
-    if asked is not None:
-        queries = [LabelledQuery(text) for text in asked.queries]
-    said = {name: getattr(wish, name) for name in ("top_k", "hybrid_weight", "minimum_score")}
-    retrieval = msgspec.structs.replace(base, **{name: value for name, value in said.items() if value is not None})
-    trial = Trial(before, after, retrieval, groups)
-    found = await compare_versions(services.database, services.retriever, trial, queries, places=_PLACES)
+    if services.comparisons.locked():
+        message = "other comparisons are running: come back when one has ended"
+        raise OverloadedError(message, retry_after_seconds=_RETRY_SECONDS)
+    async with services.comparisons:
+        base, asked = await _read_asked(services, wish)
+        if asked is not None:
+            queries = [LabelledQuery(text) for text in asked.queries]
+        said = {name: getattr(wish, name) for name in ("top_k", "hybrid_weight", "minimum_score")}
+        retrieval = msgspec.structs.replace(base, **{name: value for name, value in said.items() if value is not None})
+        found = await _compare(services, Trial(before, after, retrieval, groups), queries)
     return msgspec.to_builtins(found) | {"asked": None if asked is None else asked.counts}
+
+
+async def _compare(services: ControlServices, trial: Trial, queries: list[LabelledQuery]) -> Comparison:
+    try:
+        async with asyncio.timeout(_SECONDS):
+            return await compare_versions(services.database, services.retriever, trial, queries, places=_PLACES)
+    except TimeoutError as error:
+        message = (
+            f"comparing by {len(queries)} queries took more than {_SECONDS:g} s: give fewer, or use"
+            " `headway index compare`, which takes its time"
+        )
+        raise LimitError(message, param="queries", code="comparison_too_long") from error
 
 
 async def _read_asked(services: ControlServices, wish: CompareWish) -> tuple[Retrieval, Asked | None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from headway.feedback.reporting import ReportDesk
 from headway.storage.database import Database
 
 LARGEST_NUMBER = 2**31 - 1
+_COMPARISONS = 2
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ControlServices:
         snapshot: Gives the snapshot in force, for the API keys; raises StorageError while there is none.
         metrics: Writes the figures for Prometheus, in its text format.
         retriever: Searches index versions.
+        comparisons: A place for each comparison of index versions that runs at the same time.
     """
 
     database: Database
@@ -39,6 +42,7 @@ class ControlServices:
     snapshot: Callable[[], Snapshot]
     metrics: Callable[[], bytes]
     retriever: Retriever
+    comparisons: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_COMPARISONS))
 
     @property
     def reports(self) -> ReportDesk:

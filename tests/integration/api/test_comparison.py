@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
 from headway.clock import SystemClock
+from headway.domain.knowledge import Found
 from headway.domain.release import Retrieval
 from headway.retrieval.embedding import make_embedder
 from headway.storage import keys, routing
@@ -92,6 +95,50 @@ async def test_nobody_finds_what_is_for_others(control: Control) -> None:
 
 async def test_without_a_scope_nothing_is_compared(control: Control) -> None:
     assert (await compare(control, 403, key="caller", queries=[TRAINS]))["code"] == "insufficient_scope"
+
+
+class Waiting:
+    """Finds nothing, and that only when it may."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[str] = asyncio.Queue()
+        self.free = asyncio.Event()
+
+    async def retrieve(self, query: str, retrieval: Retrieval, groups: frozenset[str]) -> Found:
+        self.asked.put_nowait(query)
+        await self.free.wait()
+        return Found(())
+
+
+@pytest.fixture
+def waiting(control: Control) -> Waiting:
+    """Searches wait until this lets them go on."""
+    made = Waiting()
+    control.app.state.services = replace(control.services, retriever=made)
+    return made
+
+
+async def test_two_run_at_a_time(control: Control, waiting: Waiting) -> None:
+    running = [asyncio.create_task(compare(control, queries=[LEAVE])) for _ in range(2)]
+    for _ in running:
+        await waiting.asked.get()
+    refused = await control.answer("POST", PATH, key="viewer", json=VERSIONS | {"queries": [LEAVE]})
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert refused.headers["retry-after"] == "10"
+    waiting.free.set()
+    for found in await asyncio.gather(*running):
+        assert found["relevance"]["recall"]["before"]["mean"] == 0
+    await compare(control, queries=[LEAVE])
+
+
+async def test_what_takes_too_long_is_given_up(
+    control: Control, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headway.api.comparison_routes._SECONDS", 0.2)
+    for _ in range(3):  # and gives its place back
+        refused = await compare(control, 429, queries=[LEAVE])
+        assert refused["code"] == "comparison_too_long"
+        assert refused["detail"].startswith("comparing by 1 queries took more than 0.2 s: give fewer")
 
 
 @pytest.mark.parametrize(
