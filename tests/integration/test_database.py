@@ -1,5 +1,7 @@
 """The pool and the migrations, on a real server."""
 
+import asyncio
+import contextlib
 import re
 import subprocess
 import sys
@@ -7,11 +9,13 @@ import uuid
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool
 
 from headway.errors import ConfigurationError, StorageError
 from headway.storage import database as storage
@@ -188,3 +192,29 @@ def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
         path.relative_to(ROOT / "src").as_posix() for path in folder.rglob("*") if path.suffix in (".py", ".sql")
     }
     assert expected <= names
+
+
+async def test_a_cancellation_that_the_pool_loses_is_not_lost(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``asyncio.wait_for`` loses it before Python 3.12, when a connection comes at that very moment."""
+    get = AsyncConnectionPool.getconn
+
+    async def lose(pool: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - as the pool has it
+        found = await get(pool, timeout)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        return found
+
+    async def use() -> None:
+        async with database.connection():
+            pytest.fail("it was cancelled")
+
+    monkeypatch.setattr(AsyncConnectionPool, "getconn", lose)
+    task = asyncio.create_task(use())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    monkeypatch.undo()
+    async with database.connection() as connection:
+        await connection.execute("SELECT 1")

@@ -79,11 +79,15 @@ class Database:
             StorageError: The database cannot be reached, or went away meanwhile. Whether a commit that was under way
                 took effect is then unknown.
         """
+        task = asyncio.current_task()
+        cancels = 0 if task is None else task.cancelling()
         try:
             async with self._pool.connection() as connection:
+                if task is not None and task.cancelling() > cancels:
+                    # The pool waits with asyncio.wait_for, which before Python 3.12 may lose a cancellation.
+                    raise asyncio.CancelledError
                 yield connection
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed, TooManyRequests) as error:
-            task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # What a cancelled statement leaves behind must not take the place of the cancellation.
                 raise asyncio.CancelledError from error
