@@ -22,7 +22,7 @@ from headway.config.load import load
 from headway.config.settings import load_settings
 from headway.config.spec import specify_version
 from headway.domain.display import format_seconds
-from headway.errors import ConfigurationError, HeadwayError, InvalidRequestError, StorageError
+from headway.errors import ConfigurationError, ConflictError, HeadwayError, InvalidRequestError, StorageError
 from headway.runtime import open_database
 from headway.runtime.indexes import sweep_services
 from headway.storage import builds, configuration, versions
@@ -254,7 +254,7 @@ async def _show(wanted: IndexReference) -> tuple[Version, list[dict[str, Any]]]:
 async def _build(index: str, file: Path | None, *, quiet: bool) -> Build:
     if importlib.util.find_spec("fsspec") is None:
         raise ConfigurationError("building an index needs the knowledge extra: pip install 'headway[knowledge]'")
-    from headway.retrieval.building import is_passing, start  # noqa: PLC0415 - needs the extra
+    from headway.retrieval.building import start  # noqa: PLC0415 - needs the extra
     from headway.runtime.indexes import open_tools  # noqa: PLC0415 - so does this
 
     settings = load_settings()
@@ -266,8 +266,11 @@ async def _build(index: str, file: Path | None, *, quiet: bool) -> Build:
                 try:
                     return await start(tools, index, spec, author=author(), tell=bar.tell)
                 except HeadwayError as error:
-                    if is_passing(error) and await _is_unfinished(database, index):
-                        error.message += f"; `headway index build {index}` goes on from where it was"
+                    if not isinstance(error, ConflictError) and await _is_unfinished(database, index):
+                        error.message += (
+                            f"; `headway index build {index}` goes on from where it was,"
+                            f" `headway index cancel {index}` gives it up"
+                        )
                     raise
 
 

@@ -42,6 +42,7 @@ _CONNECT_SECONDS = 5.0
 _CALL_SECONDS = 60.0
 _WORK_SECONDS = 300.0  # that a call of a build may take, with all that is tried again
 _FIRST_PAUSE_SECONDS = 0.2
+_LOOK_SECONDS = 30.0  # nothing is lost with it: a build waits
 _DELETE_SECONDS = 5.0  # what is left is deleted later
 _LONGEST_PAUSE_SECONDS = 30.0
 _LARGE_BODY_BYTES = 1024 * 1024
@@ -108,7 +109,7 @@ class SearchServices:
             ConfigurationError: The service refuses.
             ProviderError: It is away.
         """
-        return _decode(await self._call(service, _Wish("GET", f"/indexes('{name}')")))
+        return _decode(await self._call(service, _Wish("GET", f"/indexes('{name}')", seconds=_LOOK_SECONDS)))
 
     async def put_index(self, service: AzureSearchSpec, definition: Mapping[str, Any]) -> dict[str, Any]:
         """Make an index, or make it what is defined; gives its definition as the service has it.

@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from headway.clock import Clock
 from headway.config.indexes import VersionSpec
 from headway.errors import (
+    ConfigurationError,
     ConflictError,
     HeadwayError,
     LakeError,
@@ -72,9 +73,14 @@ class Tools:
     services: SearchServices | None = None
 
 
-def is_passing(error: HeadwayError) -> bool:
-    """Say whether a build that met this error may go on later: something is away, nothing is wrong with it."""
-    return isinstance(error, (ProviderError, LakeError, StorageError))
+def _may_go_on(error: HeadwayError, reached: Build) -> bool:
+    """Say whether a build may go on later: what is away comes back, a refusal can be put right, what is paid is kept.
+
+    A lake that cannot be listed, or a refusal before anything is loaded, costs nothing but another start.
+    """
+    if isinstance(error, LakeError):
+        return reached.stage != "snapshot"
+    return isinstance(error, ProviderError) or (isinstance(error, ConfigurationError) and reached.progress.loaded > 0)
 
 
 async def start(tools: Tools, index: str, spec: VersionSpec, *, author: str, tell: Tell) -> Build:
@@ -89,7 +95,8 @@ async def start(tools: Tools, index: str, spec: VersionSpec, *, author: str, tel
 
     Raises:
         ConflictError: Somebody is building one, an unfinished one has another specification, or it was cancelled.
-        HeadwayError: It failed. After an error of which ``is_passing`` holds it can go on, unless it had only begun.
+        HeadwayError: It failed, or waits: for what is away, or, with something loaded, for a refusal to be put right.
+            What waits is unfinished as before, with the problem noted.
     """
     async with _own_connection(tools.database) as holder:
         async with tools.database.connection() as connection:
@@ -152,7 +159,7 @@ async def _finish(tools: Tools, build: Build, holder: Connection, tell: Tell) ->
     except HeadwayError as error:
         async with tools.database.connection() as connection:
             reached = await builds.find(connection, build.version)
-            if is_passing(error) and reached.stage != "snapshot":
+            if _may_go_on(error, reached):
                 await builds.note_problem(connection, build.version, error.message)
             else:
                 await builds.end(connection, build, "failed", error.message, author=build.created_by)

@@ -25,8 +25,8 @@ _LONGEST_PAUSE_SECONDS = 300.0
 class BuildWorker:
     """Takes up builds that nobody works on: those asked for over the API, and those whose builder is gone.
 
-    Any number may run; each build is one worker's at a time. A build that waits for something that is away is tried
-    again after a pause, which grows.
+    Any number may run; each build is one worker's at a time. A build that waits, for something that is away or that
+    refuses it, is tried again after a pause, which grows.
 
     Args:
         tools: What builds are done with.
@@ -46,7 +46,7 @@ class BuildWorker:
             "headway_index_build_documents", "Documents of a version that is being built.", labels=("index", "state")
         )
         waiting = GaugeMetricFamily(
-            "headway_index_build_waits", "Whether a build waits for something that is away.", labels=("index",)
+            "headway_index_build_waits", "Whether a build waits: something is away, or refuses it.", labels=("index",)
         )
         for build in self._seen.values():
             progress = build.progress

@@ -14,9 +14,11 @@ from typer.testing import CliRunner, Result
 from headway.cli import app
 from headway.config.load import load
 from headway.config.spec import specify_version
+from headway.providers import azure_search
 from headway.storage import builds
 from headway.storage.builds import Build
 from headway.storage.database import Database
+from headway.testing import refusing_port
 from tests.lakes import write_documents
 from tests.project import Project
 
@@ -126,6 +128,22 @@ def test_an_empty_folder_and_a_wrong_one(project: Project) -> None:
     assert re.search(r"there is no file:/.*/nowhere\n", told)
     assert "goes on from where it was" not in told
     assert [row["state"] for row in listed("index", "list")] == ["failed", "failed"]
+
+
+def test_a_build_that_waits_says_how_it_goes_on(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(azure_search, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setenv("SEARCH_KEY", "admin-key")
+    with refusing_port() as port:
+        service = f'{{endpoint: "http://127.0.0.1:{port}", api_key: env:SEARCH_KEY}}'
+        ground(project, azure_ai_search=service)
+        told = " ".join(headway("index", "build", "handbook", status=1).stderr.split())
+    assert "the search service cannot be reached" in told
+    assert told.endswith(
+        "; `headway index build handbook` goes on from where it was, `headway index cancel handbook` gives it up"
+    )
+    (waiting,) = listed("index", "list")
+    assert (waiting["state"], waiting["stage"]) == ("building", "snapshot")
+    assert headway("index", "cancel", "handbook").stdout == "handbook@1 is cancelled.\n"
 
 
 def test_what_is_applied_is_built_where_there_is_no_file(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

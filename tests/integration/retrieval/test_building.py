@@ -22,7 +22,7 @@ from headway.errors import (
 )
 from headway.lake.sources import Lake, LakeObject
 from headway.retrieval.building import resume, start
-from headway.storage import builds, partitions
+from headway.storage import builds, partitions, versions
 from headway.storage.builds import Build, Count
 from headway.storage.database import Connection, Database
 from tests.lakes import CountingEmbedder, build, document, make_tools, specify, write_documents
@@ -308,6 +308,41 @@ async def test_a_build_waits_for_what_is_away_and_goes_on(database: Database, tm
     assert failing.embedded + rest.embedded == done.progress.chunks
     with pytest.raises(ConflictError, match="handbook@1 is published"):
         await resume(make_tools(database), waiting.version, tell=lambda _: None)
+
+
+class Refusing(CountingEmbedder):
+    """Refuses after so many calls."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.calls -= 1
+        if self.calls < 0:
+            raise ConfigurationError("the deployment 'small' refuses to embed (401): the key has expired")
+        return await super().embed(texts)
+
+
+async def test_what_was_paid_for_outlives_a_refusal(database: Database, tmp_path: Path) -> None:
+    write_documents(tmp_path, 150)
+    with pytest.raises(ConfigurationError, match="refuses to embed"):
+        await build(database, tmp_path, Refusing(calls=0))  # nothing is lost with it
+    refusing = Refusing(calls=1)
+    with pytest.raises(ConfigurationError, match="refuses to embed"):
+        await build(database, tmp_path, refusing)
+    async with database.connection() as connection:
+        found = await versions.list_versions(connection, "handbook")
+    assert [(each.label, each.state, each.progress.loaded) for each in found] == [
+        ("handbook@2", "building", 64),
+        ("handbook@1", "failed", 0),
+    ]
+    assert found[0].problem == "the deployment 'small' refuses to embed (401): the key has expired"
+    rest = CountingEmbedder()
+    done = await build(database, tmp_path, rest)
+    assert (done.label, done.state, done.problem) == ("handbook@2", "published", None)
+    assert refusing.embedded + rest.embedded == done.progress.chunks
+    assert min(refusing.embedded, rest.embedded) > 0
 
 
 class Paid(Failing):

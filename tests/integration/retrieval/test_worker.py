@@ -17,7 +17,7 @@ from headway.retrieval.worker import BuildWorker
 from headway.storage import builds, partitions, versions
 from headway.storage.builds import Build
 from headway.storage.database import Database
-from tests.integration.retrieval.test_building import Failing, Gate
+from tests.integration.retrieval.test_building import Failing, Gate, Refusing
 from tests.lakes import CountingEmbedder, build, make_tools, specify, write_documents
 
 
@@ -106,6 +106,26 @@ async def test_it_tries_again_after_a_growing_pause(database: Database, tmp_path
     assert [second for second, tried in enumerate(tries) if tried] == [0, 5, 15]
     assert await state(database, wanted) == ("building", "the embeddings endpoint cannot be reached")
     failing.calls = 100
+    clock.advance(20)
+    await worker.look()
+    assert await state(database, wanted) == ("published", None)
+
+
+async def test_a_refusal_is_not_met_more_often_than_an_outage(database: Database, tmp_path: Path) -> None:
+    write_documents(tmp_path, 100)
+    wanted = await begin(database, tmp_path)
+    clock, refusing = ManualClock(), Refusing(calls=1)
+    worker = make_worker(database, clock, refusing)
+    await worker.look()
+    assert (await state(database, wanted))[0] == "building"
+    tries = []
+    for _ in range(20):
+        clock.advance(1)
+        before = refusing.calls
+        await worker.look()
+        tries.append(before - refusing.calls)
+    assert [second for second, tried in enumerate(tries, 1) if tried] == [5, 15]
+    refusing.calls = 100
     clock.advance(20)
     await worker.look()
     assert await state(database, wanted) == ("published", None)

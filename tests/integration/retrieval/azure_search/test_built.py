@@ -305,6 +305,22 @@ async def test_a_service_that_is_slow_to_index_is_waited_for(
     assert (await resume(tools, waiting.version, tell=lambda _: None)).state == "published"
 
 
+async def test_a_service_that_is_away_is_waited_for_from_the_start(
+    tools: Tools, service: SearchServiceSimulator, database: Database, tmp_path: Path
+) -> None:
+    write_handbook(tmp_path)
+    service.script("", Scripted(503, headers={"Retry-After": "3600"}))
+    with pytest.raises(ProviderUnavailableError, match="answers 503"):
+        await build(tools, built_in(service, tmp_path))
+    async with database.connection() as connection:
+        waiting = await versions.find_version(connection, IndexReference("handbook", 1))
+    assert (waiting.state, waiting.stage, waiting.problem) == (
+        "building", "snapshot", "the search service answers 503: scripted"
+    )  # fmt: skip
+    done = await build(tools, built_in(service, tmp_path))
+    assert (done.label, done.state, done.progress.loaded) == ("handbook@1", "published", 4)
+
+
 async def test_a_service_that_refuses_is_found_out_before_anything_is_embedded(
     database: Database,
     services: SearchServices,
