@@ -340,11 +340,14 @@ async def upload(services: SearchServices, database: Database, build: Build, dim
     definition = define_index(name, build.spec, dimensions)
     progress = await book(replace(progress, remote=name), "index")  # before it is there: it has to be found again
     await services.put_index(service, definition)
+    async with database.connection() as connection:
+        place = await remotes.find_place(connection, build.version, progress.uploaded)
     while True:
         async with database.connection() as connection:
-            chunks = await remotes.read_chunks(connection, build.version, skip=progress.uploaded, limit=_READ_CHUNKS)
+            chunks = await remotes.read_chunks(connection, build.version, after=place, limit=_READ_CHUNKS)
         if not chunks:
             return
+        place = chunks[-1].document, chunks[-1].position
         await services.upload(service, name, [make_document(each) for each in chunks])
         progress = await book(replace(progress, uploaded=progress.uploaded + len(chunks)), "index")
 
@@ -374,13 +377,10 @@ async def verify(services: SearchServices, database: Database, clock: Clock, bui
         message = f"the index {name!r} has {count:,} chunks, the version {chunks:,}: somebody else writes into it"
         raise HeadwayError(message, code="index_not_whole")
     async with database.connection() as connection:
-        step = max(1, chunks // _SAMPLE)
-        sample = [
-            chunk
-            for skip in range(0, chunks, step)
-            for chunk in await remotes.read_chunks(connection, build.version, skip=skip, limit=1)
-            if any(chunk.vector)
-        ]
+        skips = range(0, chunks, max(1, chunks // _SAMPLE))
+        places = [await remotes.find_place(connection, build.version, skip) for skip in skips]
+        read = [await remotes.read_chunks(connection, build.version, after=place, limit=1) for place in places]
+    sample = [chunk for (chunk,) in read if any(chunk.vector)]
     found = 0
     for chunk in sample:
         found += await _is_found(services, service, name, chunk.vector)

@@ -57,22 +57,42 @@ class Unused(msgspec.Struct, frozen=True):
     spec: VersionSpec
 
 
-async def read_chunks(connection: Connection, version: int, *, skip: int, limit: int) -> list[Written]:
+START = (0, 0)
+"""The place before all chunks."""
+
+
+async def find_place(connection: Connection, version: int, skip: int) -> tuple[int, int]:
+    """Find behind which chunk those begin that come after so many, as its document and position."""
+    if not skip:
+        return START
+    cursor = await connection.execute(
+        sql.SQL("SELECT document, position FROM {} ORDER BY document, position OFFSET %s LIMIT 1").format(
+            sql.Identifier(f"index_chunk_{version}")
+        ),
+        (skip - 1,),
+    )
+    row = await cursor.fetchone()
+    assert row is not None, "no more are skipped than there are"
+    return row[0], row[1]
+
+
+async def read_chunks(connection: Connection, version: int, *, after: tuple[int, int], limit: int) -> list[Written]:
     """Read chunks of a version in their order.
 
     Args:
         connection: To the database.
         version: The row's number; its partition is whole and does not change.
-        skip: How many come before.
+        after: Document and position of the one before.
         limit: The most that are given.
     """
     cursor = await connection.execute(
         sql.SQL(
             "SELECT c.id, c.document, c.position, d.path, d.title, c.heading, c.text, c.tokens, c.groups, c.metadata,"
-            " c.embedding::real[] FROM {} c JOIN index_document d ON d.id = c.document"
-            " ORDER BY c.document, c.position OFFSET %s LIMIT %s"
+            " c.embedding::real[] FROM (SELECT * FROM {} WHERE (document, position) > (%s, %s)"
+            " ORDER BY document, position LIMIT %s) c JOIN index_document d ON d.id = c.document"
+            " ORDER BY c.document, c.position"
         ).format(sql.Identifier(f"index_chunk_{version}")),
-        (skip, limit),
+        (*after, limit),
     )
     return [Written(*row) for row in await cursor.fetchall()]
 
