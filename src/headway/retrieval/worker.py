@@ -126,5 +126,7 @@ class BuildWorker:
     async def _clear(self) -> None:
         async with self._tools.database.connection() as connection:
             await versions.sweep(connection)
+        async with self._tools.database.connection() as connection:
+            await versions.forget_documents(connection)
         if self._tools.services is not None:
             await azure_index.sweep(self._tools.services, self._tools.database)

@@ -48,6 +48,7 @@ CHANGES = Listing(
     ascending=True,
 )
 _DROP_WAITS = "300ms"
+_FAILED_STAY = "7 days"
 
 
 @dataclass(frozen=True)
@@ -127,21 +128,33 @@ async def find_version(connection: Connection, wanted: IndexReference) -> Versio
     Raises:
         NotFoundError: There is none; the message names the nearest.
     """
-    versions = await list_versions(connection, wanted.name)
-    if not versions:
-        names = {version.index for version in await list_versions(connection)}
-        hint = nearest(wanted.name, names) or f"; `headway index build {wanted.name}` makes one"
-        raise NotFoundError(f"no index called {wanted.name!r} has a version{hint}", param="index")
-    if wanted.version == LATEST:
-        return next((version for version in versions if version.state == "published"), versions[0])
-    for version in versions:
-        if version.number == wanted.version:
-            return version
-    raise NotFoundError(f"there is no {wanted}; the newest is {versions[0].label}", param="index")
+    number = None if wanted.version == LATEST else wanted.version
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            VERSIONS.select + " WHERE i.name = %(name)s AND (%(number)s::integer IS NULL OR v.number = %(number)s)"
+            " ORDER BY v.state = 'published' DESC, v.id DESC LIMIT 1",
+            {"name": wanted.name, "number": number},
+        )
+        row = await cursor.fetchone()
+    if row is None:
+        raise await _explain_missing(connection, wanted)
+    return make_version(row, await list_uses(connection, IndexReference(wanted.name, row["number"])))
 
 
-async def list_uses(connection: Connection) -> list[Use]:
-    """List which index versions the releases in use name."""
+async def _explain_missing(connection: Connection, wanted: IndexReference) -> NotFoundError:
+    cursor = await connection.execute(
+        "SELECT i.name, max(v.number) FROM index_version v JOIN search_index i ON i.id = v.index_id GROUP BY i.name"
+    )
+    newest: dict[str, int] = dict(await cursor.fetchall())
+    if wanted.name in newest:
+        there = IndexReference(wanted.name, newest[wanted.name])
+        return NotFoundError(f"there is no {wanted}; the newest is {there}", param="index")
+    hint = nearest(wanted.name, newest) or f"; `headway index build {wanted.name}` makes one"
+    return NotFoundError(f"no index called {wanted.name!r} has a version{hint}", param="index")
+
+
+async def list_uses(connection: Connection, wanted: IndexReference | None = None) -> list[Use]:
+    """List which index versions the releases in use name; of one version, which of them name it."""
     async with connection.cursor(row_factory=class_row(Use)) as cursor:
         await cursor.execute(
             """
@@ -153,8 +166,11 @@ async def list_uses(connection: Connection) -> list[Use]:
             WHERE jsonb_typeof(r.bundle->'retrieval') = 'object' AND (
                 r.id IN (a.stable_release, o.stable_release, o.candidate_release)
                 OR r.bundle = c.spec->'applications'->a.name->'release'->'bundle')
+                AND (%(index)s::text IS NULL OR (r.bundle->'retrieval'->>'index' = %(index)s
+                     AND (r.bundle->'retrieval'->>'version')::integer = %(number)s))
             ORDER BY a.name, r.id
-            """
+            """,
+            {"index": wanted and wanted.name, "number": wanted and wanted.version},
         )
         return await cursor.fetchall()
 
@@ -242,7 +258,8 @@ async def enforce_keep(connection: Connection, index: str, keep: int, *, author:
 async def sweep(connection: Connection) -> int:
     """Drop the chunks of versions that failed, were cancelled or dropped; run it in a transaction of its own.
 
-    Searches of other versions wait for it, and it for those under way: not for long, what it leaves comes next time.
+    Who reads or makes partitions through their parent table waits for it, and it for them; searches do not, each reads
+    its version's own. It does not wait for long: what it leaves comes next time.
 
     Returns:
         How many versions' chunks went.
@@ -263,6 +280,24 @@ async def sweep(connection: Connection) -> int:
             break
         swept += 1
     return swept
+
+
+async def forget_documents(connection: Connection) -> int:
+    """Delete the documents of versions that failed or were cancelled a week ago; until then they tell what was wrong.
+
+    Returns:
+        How many went.
+    """
+    cursor = await connection.execute(
+        "SELECT v.id FROM index_version v WHERE v.state IN ('failed', 'cancelled')"
+        " AND v.ended_at < clock_timestamp() - %s::interval"
+        " AND (SELECT d.id FROM index_document d WHERE d.version_id = v.id LIMIT 1) IS NOT NULL",
+        (_FAILED_STAY,),
+    )
+    gone = 0
+    for (version,) in await cursor.fetchall():
+        gone += (await connection.execute("DELETE FROM index_document WHERE version_id = %s", (version,))).rowcount
+    return gone
 
 
 async def require_published(connection: Connection, bundle: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Index versions: which are in use, what differs, and what may be dropped."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -46,6 +47,9 @@ async def test_versions_are_found_by_name(database: Database, tmp_path: Path) ->
     async with database.connection() as connection:
         await builds.begin(connection, "handbook", specify(tmp_path), author="ann")
         assert list(await states(connection)) == ["handbook@3", "handbook@2", "other@1", "handbook@1"]
+        building = await find(connection, 3)
+        assert (building.label, building.state, building.manifest) == ("handbook@3", "building", None)
+        assert (await find(connection, 1)).label == "handbook@1"
         latest = await find(connection, 0)
         assert (latest.label, latest.state, latest.used_by) == ("handbook@2", "published", ())
         assert latest.manifest is not None
@@ -153,6 +157,27 @@ async def test_a_sweep_does_not_stand_in_the_way_of_searches(database: Database,
             assert await versions.sweep(connection) == 0
     async with database.connection() as connection:
         assert await versions.sweep(connection) == 2
+
+
+async def test_documents_of_failed_builds_are_forgotten_after_a_week(database: Database, tmp_path: Path) -> None:
+    write_documents(tmp_path, 3)
+    await build(database, tmp_path)
+    ends: list[tuple[Literal["failed", "cancelled"], int]] = [("cancelled", 6), ("failed", 8)]
+    async with database.connection() as connection:
+        for ended, days in ends:
+            begun = await builds.begin(connection, "handbook", specify(tmp_path), author="ann")
+            await builds.save_documents(connection, begun.version, [], [("a.md", "is empty"), ("b.md", "is empty")])
+            assert await builds.end(connection, begun, ended, "", author="ann")
+            await connection.execute(
+                "UPDATE index_version SET ended_at = now() - make_interval(days => %s) WHERE id = %s",
+                (days, begun.version),
+            )
+        assert await versions.forget_documents(connection) == 2
+        assert await versions.forget_documents(connection) == 0
+        cursor = await connection.execute(
+            "SELECT v.state, count(*) FROM index_document JOIN index_version v ON v.id = version_id GROUP BY v.state"
+        )
+        assert dict(await cursor.fetchall()) == {"published": 3, "cancelled": 2}
 
 
 async def test_what_a_build_left_is_swept_once_nobody_builds_it(database: Database, tmp_path: Path) -> None:
