@@ -16,8 +16,8 @@ from headway.config.indexes import IndexReference, parse_reference
 from headway.domain.access import has_scope, is_group
 from headway.domain.release import Retrieval
 from headway.domain.snapshot import KeyRoute
-from headway.errors import InvalidRequestError, LimitError, NotFoundError, OverloadedError, PermissionDeniedError
-from headway.gateway.asked import Asked, read_asked, read_retrieval
+from headway.errors import InvalidRequestError, LimitError, OverloadedError, PermissionDeniedError
+from headway.gateway.asked import Asked, read_asked
 from headway.gateway.searching import MOST_PASSAGES
 from headway.retrieval.comparing import TOP_K, Comparison, Trial, compare_versions
 from headway.retrieval.queries import MOST_CHARACTERS, Label, LabelledQuery, make_query
@@ -139,13 +139,7 @@ async def _read_asked(services: ControlServices, wish: CompareWish) -> tuple[Ret
     """Read how to search, and what was asked, where the queries come from there."""
     plain = Retrieval("", 0, top_k=TOP_K)
     async with services.database.connection() as connection:
-        name = wish.application or wish.from_interactions
-        if name is None:
-            return plain, None
-        retrieval = await read_retrieval(connection, await applications.find_application(connection, name))
-        if retrieval is None and wish.application is not None:
-            raise NotFoundError(f"the stable release of {name} has no search index", param="application")
-        base = retrieval or plain
+        base = await applications.find_retrieval(connection, wish.application, plain, otherwise=wish.from_interactions)
         if wish.from_interactions is None:
             return base, None
         application = await applications.find_application(connection, wish.from_interactions)

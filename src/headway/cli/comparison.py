@@ -23,15 +23,14 @@ from headway.config.settings import load_settings
 from headway.domain.access import is_group
 from headway.domain.release import Retrieval
 from headway.domain.relevance import CONFIDENCE, Mean, Paired
-from headway.errors import InvalidRequestError, NotFoundError
-from headway.gateway.asked import Asked, read_asked, read_retrieval
+from headway.errors import InvalidRequestError
+from headway.gateway.asked import Asked, read_asked
 from headway.gateway.searching import MOST_PASSAGES
 from headway.retrieval.comparing import TOP_K, Agreement, Comparison, LostDocument, Trial, compare_versions
 from headway.retrieval.queries import MOST_QUERIES, LabelledQuery, read_queries
 from headway.runtime import open_database
 from headway.runtime.indexes import open_retriever
 from headway.storage import applications, versions
-from headway.storage.database import Connection
 
 _SECONDS = 60.0  # the embedded model may have to be loaded first, on a busy machine
 _COLUMNS = 100
@@ -135,7 +134,10 @@ async def _compare(options: Options) -> tuple[Comparison, Asked | None]:
         async with database.connection() as connection:
             before = await versions.find_version(connection, wanted[0])
             after = await versions.find_version(connection, wanted[1])
-            base = await _find_retrieval(connection, options)
+            plain = Retrieval("", 0, top_k=TOP_K)
+            base = await applications.find_retrieval(
+                connection, options.application, plain, otherwise=options.interactions_of
+            )
         asked = None
         if options.interactions_of is not None:
             async with database.connection() as connection:
@@ -152,18 +154,6 @@ async def _compare(options: Options) -> tuple[Comparison, Asked | None]:
                     database, retriever, trial, labelled, tell=lambda done: bar.update(task, completed=done)
                 )
         return found, asked
-
-
-async def _find_retrieval(connection: Connection, options: Options) -> Retrieval:
-    """Give how to search: as an application's stable release does, or as one that says nothing but ``top_k``."""
-    plain = Retrieval("", 0, top_k=TOP_K)
-    name = options.application or options.interactions_of
-    if name is None:
-        return plain
-    retrieval = await read_retrieval(connection, await applications.find_application(connection, name))
-    if retrieval is None and options.application is not None:
-        raise NotFoundError(f"the stable release of {name} has no search index", param="application")
-    return retrieval or plain
 
 
 @contextmanager

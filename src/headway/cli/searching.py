@@ -18,14 +18,12 @@ from headway.domain.excerpt import Excerpt
 from headway.domain.filters import parse_filter
 from headway.domain.knowledge import Passage
 from headway.domain.release import Retrieval
-from headway.errors import InvalidRequestError, NotFoundError
-from headway.gateway.asked import read_retrieval
+from headway.errors import InvalidRequestError
 from headway.gateway.searching import MOST_PASSAGES, check_query
 from headway.retrieval.inspection import Inspection, inspect, name_section
 from headway.runtime import open_database
 from headway.runtime.indexes import open_retriever
 from headway.storage import applications, versions
-from headway.storage.database import Connection
 
 _SECONDS = 60.0  # the embedded model may have to be loaded first, on a busy machine
 _SHOWN_CHARACTERS = 400
@@ -101,21 +99,11 @@ async def _search(
     async with open_database(load_settings()) as database:
         async with database.connection() as connection:
             version = await versions.find_version(connection, wanted)
-            base = await _retrieval(connection, application)
+            base = await applications.find_retrieval(connection, application, Retrieval("", 0))
         given = {name: value for name, value in wish._asdict().items() if value is not None}
         retrieval = msgspec.structs.replace(base, index=version.index, version=version.number, **given)
         async with open_retriever(database, SystemClock(), seconds=_SECONDS) as retriever:
             return await inspect(database, retriever, version, query, retrieval, groups)
-
-
-async def _retrieval(connection: Connection, application: str | None) -> Retrieval:
-    """Give how a search is done: as an application's stable release does it, or as one that says nothing of it."""
-    if application is None:
-        return Retrieval("", 0)
-    retrieval = await read_retrieval(connection, await applications.find_application(connection, application))
-    if retrieval is None:
-        raise NotFoundError(f"the stable release of {application} has no search index", param="application")
-    return retrieval
 
 
 def _reference(text: str) -> IndexReference:

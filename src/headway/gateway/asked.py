@@ -1,24 +1,21 @@
-"""What an application was asked, and how its stable release searches: its recorded requests as queries."""
+"""What an application was asked: its recorded requests as queries."""
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from typing import LiteralString, cast
-
-import msgspec
-from psycopg.errors import QueryCanceled
+from typing import cast
 
 from headway.domain.interaction import Operation
-from headway.domain.release import Retrieval
 from headway.errors import InvalidRequestError, LimitError, NotFoundError
 from headway.gateway.grounding import make_query
 from headway.gateway.parsing import parse_request
-from headway.ids import Kind
+from headway.storage import records
 from headway.storage.applications import Application
 from headway.storage.database import Connection
 
 _READ_FOR_EACH = 20  # interactions that are looked at for each query that is wanted, at most
-_BATCH = 100  # requests in memory; one may be large
 _SECONDS = 20.0
 
 
@@ -62,15 +59,13 @@ async def read_asked(
         NotFoundError: There is no query among them; the message says why.
         LimitError: It took too long.
     """
+    most = limit * _READ_FOR_EACH
     queries: dict[str, None] = {}
     looked_at = without_content = without_query = 0
     try:
-        await connection.execute("SELECT set_config('statement_timeout', %s, true)", (f"{round(seconds * 1000)}ms",))
-        async with connection.cursor(name="asked") as cursor:
-            cursor.itersize = _BATCH
-            values = {"application": application.number, "shadow": Kind.SHADOW, "most": limit * _READ_FOR_EACH}
-            await cursor.execute(_REQUESTS, values)
-            async for operation, request in cursor:
+        requests = records.stream_requests(connection, application.number, most)
+        async with asyncio.timeout(seconds), aclosing(requests):
+            async for operation, request in requests:
                 looked_at += 1
                 if request is None:
                     without_content += 1
@@ -82,7 +77,7 @@ async def read_asked(
                 queries[query] = None
                 if len(queries) == limit:
                     break
-    except QueryCanceled as error:
+    except TimeoutError as error:
         raise LimitError(
             f"what {application.name} was asked cannot be read in {seconds:g} s: ask for fewer queries", param="limit"
         ) from error
@@ -97,15 +92,6 @@ async def read_asked(
     return Asked(tuple(queries), looked_at, without_content, without_query, repeated)
 
 
-async def read_retrieval(connection: Connection, application: Application) -> Retrieval | None:
-    """Read how an application's stable release searches; None where it does not."""
-    cursor = await connection.execute(
-        "SELECT bundle->'retrieval' FROM release WHERE id = %s", (application.stable_release,)
-    )
-    row = await cursor.fetchone()
-    return None if row is None else msgspec.convert(row[0], Retrieval | None)
-
-
 def _read_query(operation: str, request: str, turns: int) -> str:
     """Make the query of a request as the gateway does; empty where it has none."""
     try:
@@ -113,16 +99,3 @@ def _read_query(operation: str, request: str, turns: int) -> str:
         return make_query(parsed.user_texts(), turns)
     except InvalidRequestError:
         return ""
-
-
-# For each release by itself: there is an index for that.
-_REQUESTS: LiteralString = """
-    SELECT operation, request FROM (
-        SELECT i.at, i.id, i.operation, i.request FROM release r CROSS JOIN LATERAL (
-            SELECT at, id, operation, request FROM interaction
-            WHERE application = %(application)s AND release = r.id AND kind <> %(shadow)s
-              AND operation IN ('chat', 'responses')
-            ORDER BY at DESC LIMIT %(most)s
-        ) i WHERE r.application_id = %(application)s
-    ) latest ORDER BY at DESC, id DESC LIMIT %(most)s
-"""

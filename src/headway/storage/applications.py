@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from headway.config.document import nearest
 from headway.config.spec import ApplicationSpec, ReleaseSpec
-from headway.domain.release import Bundle, Deployment
+from headway.domain.release import Bundle, Deployment, Retrieval
 from headway.errors import NotFoundError
 from headway.storage.database import Connection
 
@@ -122,6 +122,30 @@ async def find_bundle(connection: Connection, release: int) -> Bundle:
     row = await cursor.fetchone()
     assert row is not None, "releases are never deleted"
     return msgspec.json.decode(row[0], type=Bundle)
+
+
+async def find_retrieval(
+    connection: Connection, name: str | None, default: Retrieval, *, otherwise: str | None = None
+) -> Retrieval:
+    """Read how to search: as the stable release of an application does.
+
+    Args:
+        connection: To read on.
+        name: Of the application; it must have an index.
+        default: Where no application is named, or the other has no index.
+        otherwise: Of the application that counts where that is None; it need not have an index.
+
+    Raises:
+        NotFoundError: There is none of that name, or its stable release has no index.
+    """
+    if name is None and otherwise is None:
+        return default
+    application = await find_application(connection, name or otherwise or "")
+    release = application.stable_release
+    retrieval = None if release is None else (await find_bundle(connection, release)).retrieval
+    if retrieval is None and name is not None:
+        raise NotFoundError(f"the stable release of {name} has no search index", param="application")
+    return retrieval or default
 
 
 async def save_application(connection: Connection, name: str, spec: ApplicationSpec) -> int:

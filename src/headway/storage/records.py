@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
@@ -22,6 +22,7 @@ from headway.storage.rollouts import describe_difference
 
 _LAST_MS = 253_402_300_000_000  # the last second that a datetime can be
 _MIRRORED_WITHIN = timedelta(days=1)  # most begin at once; one that waits longer than this is not found
+_REQUESTS_AT_ONCE = 100  # in memory; one may be large
 _SUMMARY_SECONDS = 20.0  # a summary over too much is broken off, not left running
 
 APPLICATIONS = Listing(
@@ -279,3 +280,37 @@ async def summarise(
         release = releases.setdefault(number, {"number": number, "release": name, "interactions": 0})
         release.setdefault("feedback", []).append(row)
     return [releases[number] for number in sorted(releases)]
+
+
+async def stream_requests(
+    connection: Connection, application: int, most: int
+) -> AsyncGenerator[tuple[str, str | None]]:
+    """Read what an application was asked last, the latest first, in a transaction of its own.
+
+    Args:
+        connection: To read on.
+        application: Its number. Of its callers, whichever release answered; mirrored requests are the same once more.
+        most: How many.
+
+    Yields:
+        The operation, ``chat`` or ``responses``, and the request; None where its content is not stored.
+    """
+    async with connection.cursor(name="asked") as cursor:
+        cursor.itersize = _REQUESTS_AT_ONCE
+        values = {"application": application, "shadow": Kind.SHADOW, "most": most}
+        await cursor.execute(_REQUESTS, values)
+        async for operation, request in cursor:
+            yield operation, request
+
+
+# For each release by itself: there is an index for that.
+_REQUESTS: LiteralString = """
+    SELECT operation, request FROM (
+        SELECT i.at, i.id, i.operation, i.request FROM release r CROSS JOIN LATERAL (
+            SELECT at, id, operation, request FROM interaction
+            WHERE application = %(application)s AND release = r.id AND kind <> %(shadow)s
+              AND operation IN ('chat', 'responses')
+            ORDER BY at DESC LIMIT %(most)s
+        ) i WHERE r.application_id = %(application)s
+    ) latest ORDER BY at DESC, id DESC LIMIT %(most)s
+"""

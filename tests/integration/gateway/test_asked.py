@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from headway.domain.release import Retrieval
 from headway.errors import LimitError, NotFoundError
-from headway.gateway.asked import read_asked, read_retrieval
-from headway.storage.applications import Application, find_application
+from headway.gateway.asked import read_asked
+from headway.storage.applications import Application, find_application, find_retrieval
 from headway.storage.database import Connection, Database
 from tests.asked import ask, found_application
 from tests.lakes import CountingEmbedder
@@ -52,9 +53,12 @@ async def test_too_slow_is_given_up(connection: Connection, application: Applica
         await read_asked(connection, application, 500, seconds=0.001)
 
 
-async def test_how_its_stable_release_searches(connection: Connection, application: Application) -> None:
-    found = await read_retrieval(connection, application)
-    assert found is not None
-    assert found.label == "handbook@1"
+async def test_how_its_stable_release_searches(connection: Connection) -> None:
+    plain = Retrieval("", 0, top_k=3)
+    assert await find_retrieval(connection, None, plain) == plain
+    for name, otherwise in (("help", None), (None, "help"), ("help", "sales")):
+        assert (await find_retrieval(connection, name, plain, otherwise=otherwise)).label == "handbook@1"
     await connection.execute("UPDATE release SET bundle = bundle - 'retrieval'")
-    assert await read_retrieval(connection, application) is None
+    assert await find_retrieval(connection, None, plain, otherwise="help") == plain
+    with pytest.raises(NotFoundError, match="the stable release of help has no search index"):
+        await find_retrieval(connection, "help", plain)
