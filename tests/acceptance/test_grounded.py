@@ -80,10 +80,15 @@ def annotations_of(response: Any) -> list[Any]:
 
 def check(stand: Stand, answer_id: str, citations: list[dict[str, Any]], question: str) -> None:
     """The answer cites the document that can answer, and the interaction says so."""
-    assert citations[0] | {"chunk": 0, "score": 0} == {
+    assert citations[0]["chunk_id"] == str(citations[0]["chunk"])
+    assert citations[0] | {"chunk": 0, "chunk_id": "0", "score": 0} == {
         "title": "Annual leave",
         "document": "leave.md",
+        "filepath": "leave.md",
+        "url": None,
+        "heading": "Annual leave",
         "chunk": 0,
+        "chunk_id": "0",
         "score": 0,
         "index": "handbook@1",
         "content": LEAVE.text,

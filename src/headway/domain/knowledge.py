@@ -71,6 +71,7 @@ class Passage(msgspec.Struct, frozen=True):
         vector_rank, text_rank: Place by meaning, and by words, from 1; None where it is not among the first.
         similarity: Cosine similarity to the query; None where vectors were not searched.
         coverage: Part of the query's words that it has, rare ones counting more, 0 to 1; None where it has none.
+        url: What its document's metadata has as ``url``, whatever that is; None where it has none.
     """
 
     chunk: int
@@ -85,6 +86,13 @@ class Passage(msgspec.Struct, frozen=True):
     text_rank: int | None = None
     similarity: float | None = None
     coverage: float | None = None
+    url: str | None = None
+
+    @property
+    def link(self) -> str | None:
+        """Where its document is on the web; no other address is given to pages to link to."""
+        named = (self.url or "", self.document)
+        return next((each for each in named if each.lower().startswith(("https://", "http://"))), None)
 
 
 class Found(msgspec.Struct, frozen=True):

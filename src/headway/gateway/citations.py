@@ -24,12 +24,14 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Citation(msgspec.Struct, frozen=True):
-    """A passage as an answer cites it.
+    """A passage as an answer cites it; also by the names that Azure OpenAI gives in its answers "on your data".
 
     Attributes:
         title: Title of its document.
-        document: Path of its document.
-        chunk: Number of the chunk.
+        document, filepath: Path of its document.
+        url: Where its document is on the web; None where that is not known.
+        heading: The headings it stands under.
+        chunk, chunk_id: Number of the chunk.
         score: How well it fits, 0 to 1.
         index: The index version, as ``handbook@3``.
         content: Its text.
@@ -37,7 +39,11 @@ class Citation(msgspec.Struct, frozen=True):
 
     title: str
     document: str
+    filepath: str
+    url: str | None
+    heading: str
     chunk: int
+    chunk_id: str
     score: float
     index: str
     content: str
@@ -52,9 +58,7 @@ class Citations:
     """
 
     def __init__(self, passages: Iterable[Passage], index: str) -> None:
-        self._citations = tuple(
-            Citation(each.title, each.document, each.chunk, each.score, index, each.text) for each in passages
-        )
+        self._citations = tuple(_cite(each, index) for each in passages)
 
     def __len__(self) -> int:
         return len(self._citations)
@@ -103,6 +107,21 @@ class Citations:
         annotations = [*(given if isinstance(given, list) else ()), *self.annotations()]
         fields["annotations"] = msgspec.Raw(msgspec.json.encode(annotations))
         return _replace_once(raw, part, msgspec.json.encode(fields))
+
+
+def _cite(passage: Passage, index: str) -> Citation:
+    return Citation(
+        title=passage.title,
+        document=passage.document,
+        filepath=passage.document,
+        url=passage.link,
+        heading=passage.heading,
+        chunk=passage.chunk,
+        chunk_id=str(passage.chunk),
+        score=passage.score,
+        index=index,
+        content=passage.text,
+    )
 
 
 class _Choices(msgspec.Struct, frozen=True):

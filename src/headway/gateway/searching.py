@@ -64,6 +64,7 @@ class FoundPassage(msgspec.Struct, frozen=True):
     Attributes:
         title: Title of its document.
         document: Path of its document.
+        url: Where its document is on the web; null where that is not known.
         heading: The headings it stands under.
         content: Its text.
         chunk: Number of the chunk.
@@ -75,6 +76,7 @@ class FoundPassage(msgspec.Struct, frozen=True):
 
     title: str
     document: str
+    url: str | None
     heading: str
     content: str
     chunk: int
@@ -232,6 +234,7 @@ def _show(passage: Passage) -> FoundPassage:
     return FoundPassage(
         title=passage.title,
         document=passage.document,
+        url=passage.link,
         heading=passage.heading,
         content=passage.text,
         chunk=passage.chunk,

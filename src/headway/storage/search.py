@@ -357,7 +357,7 @@ _QUERY: LiteralString = """
     SELECT (SELECT count(*) FROM near), c.id, d.path, d.title, c.heading, c.text, c.tokens, c.position, b.score,
            CASE WHEN b.similarity IS NOT NULL AND b.vector_rank <= %(depth)s THEN b.vector_rank END,
            CASE WHEN b.coverage > 0 AND b.text_rank <= %(depth)s THEN b.text_rank END,
-           b.similarity, CASE WHEN %(total)s > 0 THEN b.coverage END
+           b.similarity, CASE WHEN %(total)s > 0 THEN b.coverage END, d.metadata->>'url'
     FROM (SELECT) AS always LEFT JOIN best b ON true LEFT JOIN {chunks} c ON c.id = b.id
     LEFT JOIN index_document d ON d.id = b.document
     ORDER BY b.score DESC, b.similarity DESC NULLS LAST, b.document, b.position

@@ -46,6 +46,10 @@ async def grounded(worker_stand: WorkerStand) -> WorkerStand:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", PATHS)
 async def test_an_answer_goes_by_passages_and_says_so(grounded: WorkerStand, path: str, stream: bool) -> None:
+    await grounded.rows(
+        """UPDATE index_document SET metadata = '{"url": "https://intranet/leave"}' WHERE path = %s RETURNING 1""",
+        LEAVE.path,
+    )
     reply = await grounded.ask(path, **fields(path, stream=stream))
     assert reply.status == 200
     prompt = told(grounded)
@@ -55,7 +59,10 @@ async def test_an_answer_goes_by_passages_and_says_so(grounded: WorkerStand, pat
     first, *_ = found = citations(reply)
     assert 1 <= len(found) <= 2
     assert (first["title"], first["document"], first["index"]) == ("Annual leave", "leave.md", "handbook@1")
-    assert first["content"] == LEAVE.text
+    assert (first["content"], first["heading"]) == (LEAVE.text, "Annual leave")
+    assert (first["filepath"], first["url"]) == ("leave.md", "https://intranet/leave")
+    assert {each["url"] for each in found[1:]} <= {None}
+    assert first["chunk_id"] == str(first["chunk"])
     assert 0 < first["score"] <= 1
     (row,) = await grounded.interactions(1)
     assert (row["passages"], row["context_tokens"], row["cited"]) == (len(found), 20 * len(found), True)

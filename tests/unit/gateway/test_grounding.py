@@ -338,8 +338,18 @@ def test_groups_that_cannot_be_are_refused(header: bytes) -> None:
 
 CONTEXT = cite().context()
 SHOWN = [
-    {"title": "Leave", "document": "leave.md", "chunk": 7, "score": 0.5, "index": "handbook@3", "content": text}
-    for text in ("Leave is 25 days.",)
+    {
+        "title": "Leave",
+        "document": "leave.md",
+        "filepath": "leave.md",
+        "url": None,
+        "heading": "",
+        "chunk": 7,
+        "chunk_id": "7",
+        "score": 0.5,
+        "index": "handbook@3",
+        "content": "Leave is 25 days.",
+    }
 ]
 
 
@@ -353,6 +363,22 @@ def test_a_citation_says_what_and_where_from() -> None:
         "filename": "leave.md",
         "citation": SHOWN[0],
     }
+
+
+@pytest.mark.parametrize(
+    ("url", "document", "link"),
+    [
+        ("https://intranet/leave", "leave.md", "https://intranet/leave"),
+        ("HTTP://intranet/leave", "leave.md", "HTTP://intranet/leave"),
+        (None, "https://intranet/leave.html", "https://intranet/leave.html"),
+        ("/leave", "leave.md", None),
+        ("javascript:alert(1)", "leave.md", None),
+        ("file:///etc/passwd", "https://intranet/", "https://intranet/"),
+    ],
+)
+def test_a_citation_links_to_the_web_alone(url: str | None, document: str, link: str | None) -> None:
+    (shown,) = json.loads(cite(passage(url=url, document=document, heading="Leave > Parents")).context())["citations"]
+    assert (shown["url"], shown["filepath"], shown["heading"]) == (link, document, "Leave > Parents")
 
 
 @given(chat_answers, st.booleans())
