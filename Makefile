@@ -24,7 +24,7 @@ run: $(VENV)/.base ## Run Headway with the headway.yaml of this folder
 	@$(BIN)/headway run $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.faq $(VENV)/.browser $(NODE)/node_modules/.stamp ## Run all tests, reduced sizes where a full run takes long
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.test ## Lint, format, types and the floor plan, in seconds
 	@$(BIN)/ruff check .

@@ -18,6 +18,7 @@ _log = structlog.get_logger("headway.runtime.worker")
 _PARENT_POLL_SECONDS = 0.5
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SETTLED_SECONDS = 0.1
+_CANCELLED_SECONDS = 3.0  # after which a task that was cancelled is cancelled again
 CLOSING_SECONDS = 10
 """How long a worker may take to record and close, after its last request has ended or was cut off."""
 
@@ -142,7 +143,14 @@ class Tasks:
             await self._clock.sleep(1.0)
 
     async def close(self) -> None:
-        """Cancel all tasks and wait for their end."""
-        for task in self._running:
-            task.cancel()
+        """Cancel all tasks and wait for their end.
+
+        More than once, as a cancellation can get lost: before Python 3.12 ``asyncio.wait_for`` forgets one that comes
+        at the moment at which it has what it waited for.
+        """
+        left = set(self._running)
+        while left:
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=_CANCELLED_SECONDS)
         await asyncio.gather(*self._running, return_exceptions=True)
