@@ -16,9 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from headway.cli.terminal import JsonOption, cell, console, emit_json, notes, run_async
+from headway.cli.terminal import JsonOption, cell, console, emit_json, notes, read_reference, run_async
 from headway.clock import SystemClock
-from headway.config.indexes import IndexReference, parse_reference
 from headway.config.settings import load_settings
 from headway.domain.access import is_group
 from headway.domain.release import Retrieval
@@ -26,7 +25,7 @@ from headway.domain.relevance import CONFIDENCE, Mean, Paired
 from headway.errors import InvalidRequestError
 from headway.gateway.asked import Asked, read_asked
 from headway.gateway.searching import MOST_PASSAGES
-from headway.retrieval.comparing import TOP_K, Agreement, Comparison, LostDocument, Trial, compare_versions
+from headway.retrieval.comparing import TOP_K, Agreement, Comparison, QueryLostDocument, Trial, compare_versions
 from headway.retrieval.queries import MOST_QUERIES, LabelledQuery, read_queries
 from headway.runtime import open_database
 from headway.runtime.indexes import open_retriever
@@ -127,7 +126,7 @@ _sign(compare, Options)
 
 
 async def _compare(options: Options) -> tuple[Comparison, Asked | None]:
-    wanted = _read_reference(options.before), _read_reference(options.after)
+    wanted = read_reference(options.before), read_reference(options.after)
     groups = _read_groups(options.group or [], public=options.public)
     labelled = [] if options.queries is None else read_queries(options.queries)
     async with open_database(load_settings()) as database:
@@ -178,13 +177,6 @@ def _open_bar(*, quiet: bool) -> Progress:
         transient=True,
         disable=quiet or not notes.is_terminal,
     )
-
-
-def _read_reference(text: str) -> IndexReference:
-    try:
-        return parse_reference(text)
-    except ValueError as error:
-        raise InvalidRequestError(f"{text!r}: {error}", param="version") from error
 
 
 def _read_groups(groups: list[str], *, public: bool) -> frozenset[str] | None:
@@ -383,7 +375,7 @@ def _show_losses(found: Comparison) -> None:
         _line(Text(f"and {total - len(shown):,} more documents; --json lists up to 100", "dim"))
 
 
-def _row(document: LostDocument) -> list[Text]:
+def _row(document: QueryLostDocument) -> list[Text]:
     said, style = _STATES[document.state]
     example = cell(document.examples[0].replace("\n", " "))
     return [

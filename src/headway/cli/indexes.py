@@ -14,10 +14,21 @@ from rich.text import Text
 
 from headway.cli.comparison import compare
 from headway.cli.searching import search
-from headway.cli.terminal import JsonOption, author, cell, console, emit, emit_json, emit_record, notes, run_async
+from headway.cli.terminal import (
+    JsonOption,
+    author,
+    cell,
+    console,
+    emit,
+    emit_json,
+    emit_record,
+    notes,
+    read_reference,
+    run_async,
+)
 from headway.clock import SystemClock
 from headway.config.azure_search import AzureSearchSpec
-from headway.config.indexes import LATEST, IndexReference, VersionSpec, parse_reference
+from headway.config.indexes import LATEST, IndexReference, VersionSpec
 from headway.config.load import load
 from headway.config.settings import load_settings
 from headway.config.spec import specify_version
@@ -81,7 +92,7 @@ def show(version: VersionArgument, json: JsonOption = False) -> None:
 
     Example: [bold]headway index show handbook@3[/bold]
     """
-    found, skipped = run_async(_show(_reference(version)))
+    found, skipped = run_async(_show(read_reference(version)))
     if json:
         emit_json(_plain(found) | {"skipped": skipped})
         return
@@ -166,7 +177,7 @@ def diff(
 
     Example: [bold]headway index diff handbook@3 handbook@4[/bold]
     """
-    older, newer, changes = run_async(_diff(_reference(before), _reference(after)))
+    older, newer, changes = run_async(_diff(read_reference(before), read_reference(after)))
     if json:
         emit_json({"before": older.label, "after": newer.label, "items": [asdict(change) for change in changes]})
         return
@@ -190,7 +201,7 @@ def drop(
 
     Example: [bold]headway index drop handbook@2[/bold]
     """
-    wanted = _reference(version)
+    wanted = read_reference(version)
     if wanted.version == LATEST:
         raise InvalidRequestError(f"say which version of {wanted.name}, as {wanted.name}@2", param="version")
     dropped = run_async(_drop(wanted, reason))
@@ -315,13 +326,6 @@ async def _drop(wanted: IndexReference, reason: str) -> Version:
             await sweep_services(database, SystemClock())
         async with database.connection() as connection:
             return await versions.find_version(connection, wanted)
-
-
-def _reference(text: str) -> IndexReference:
-    try:
-        return parse_reference(text)
-    except ValueError as error:
-        raise InvalidRequestError(f"{text!r}: {error}", param="version") from error
 
 
 def _line(text: str) -> str:

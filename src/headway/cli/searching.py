@@ -9,9 +9,9 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from headway.cli.terminal import JsonOption, cell, console, emit_json, notes, run_async
+from headway.cli.terminal import JsonOption, cell, console, emit_json, notes, read_reference, run_async
 from headway.clock import SystemClock
-from headway.config.indexes import IndexReference, parse_reference
+from headway.config.indexes import IndexReference
 from headway.config.settings import load_settings
 from headway.domain.access import is_group
 from headway.domain.excerpt import Excerpt
@@ -85,7 +85,7 @@ def search(
     for name in groups:
         if not is_group(name):
             raise InvalidRequestError(f"{name[:100]!r} is no name of a group", param="group")
-    version, query = _reference(version_and_query[0]), check_query(version_and_query[1])
+    version, query = read_reference(version_and_query[0]), check_query(version_and_query[1])
     found = run_async(_search(version, query, wish, groups, application))
     if json:
         emit_json(_plain(found, groups))
@@ -104,13 +104,6 @@ async def _search(
         retrieval = msgspec.structs.replace(base, index=version.index, version=version.number, **given)
         async with open_retriever(database, SystemClock(), seconds=_SECONDS) as retriever:
             return await inspect(database, retriever, version, query, retrieval, groups)
-
-
-def _reference(text: str) -> IndexReference:
-    try:
-        return parse_reference(text)
-    except ValueError as error:
-        raise InvalidRequestError(f"{text!r}: {error}", param="version") from error
 
 
 def _read_filters(given: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What all commands share: output for people and for programs, errors, and the database."""
+"""What commands share: output for people and for programs, errors, and how things are named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from headway.errors import HeadwayError
+from headway.config.indexes import IndexReference, parse_reference
+from headway.errors import HeadwayError, InvalidRequestError
 
 T = TypeVar("T")
 
@@ -114,6 +115,18 @@ def cell(value: Any) -> str:
         return f"{value:g}"
     # What users wrote must not steer the terminal.
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
+
+
+def read_reference(text: str) -> IndexReference:
+    """Read which index version a person names: `NAME@N`, or `NAME` for the latest.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    try:
+        return parse_reference(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"{text!r}: {error}", param="version") from error
 
 
 def is_interactive() -> bool:

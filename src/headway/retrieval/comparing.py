@@ -49,7 +49,7 @@ TOP_K = 10
 _EXAMPLES = 3
 _SHOWN_DOCUMENTS = 100
 
-LossState = Literal["removed", "changed", "outranked", "unknown"]
+QueryLossState = Literal["removed", "changed", "outranked", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Emptiness(msgspec.Struct, frozen=True):
     examples: tuple[str, ...]
 
 
-class LostDocument(msgspec.Struct, frozen=True):
+class QueryLostDocument(msgspec.Struct, frozen=True):
     """A document that the version before finds and the version after does not.
 
     Attributes:
@@ -127,12 +127,12 @@ class LostDocument(msgspec.Struct, frozen=True):
 
     document: str
     title: str
-    state: LossState
+    state: QueryLossState
     queries: int
     examples: tuple[str, ...]
 
 
-class Losses(msgspec.Struct, frozen=True):
+class QueryLosses(msgspec.Struct, frozen=True):
     """What is found no longer.
 
     Attributes:
@@ -149,7 +149,7 @@ class Losses(msgspec.Struct, frozen=True):
     changed: int
     outranked: int
     unknown: int
-    documents: tuple[LostDocument, ...]
+    documents: tuple[QueryLostDocument, ...]
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -189,7 +189,7 @@ class Comparison(msgspec.Struct, frozen=True):
     passages: Agreement | None
     empty: Emptiness
     best_score: Paired | None
-    lost: Losses
+    lost: QueryLosses
     unknown_labels: tuple[str, ...]
 
 
@@ -329,7 +329,7 @@ def _headings(text: str) -> list[str]:
     return [part.strip().casefold() for part in text.split(" > ")]
 
 
-def _conclude(trial: Trial, pairs: Sequence[_Pair], losses: Losses, unknown_labels: Sequence[str]) -> Comparison:
+def _conclude(trial: Trial, pairs: Sequence[_Pair], losses: QueryLosses, unknown_labels: Sequence[str]) -> Comparison:
     retrieval = trial.retrieval
     newly = [pair.query.text for pair in pairs if pair.before.documents and not pair.after.documents]
     return Comparison(
@@ -442,22 +442,22 @@ def _lost_of(pair: _Pair, counterparts: Counterparts) -> Iterator[str]:
     yield from dict.fromkeys(counterparts.name(label.document) for label in gone)
 
 
-_ORDER: Sequence[LossState] = ("removed", "changed", "outranked", "unknown")
+_ORDER: Sequence[QueryLossState] = ("removed", "changed", "outranked", "unknown")
 
 
 def _tell_losses(
     pairs: Sequence[_Pair], lost: Mapping[str, Sequence[int]], states: Mapping[str, differences.DocumentState]
-) -> Losses:
+) -> QueryLosses:
     documents = []
     for document, numbers in lost.items():
         known = states.get(document)
-        state: LossState = "unknown" if known is None else "outranked" if known.state == "same" else known.state
+        state: QueryLossState = "unknown" if known is None else "outranked" if known.state == "same" else known.state
         title = "" if known is None else known.title
         examples = tuple(dict.fromkeys(pairs[number].query.text for number in numbers))[:_EXAMPLES]
-        documents.append(LostDocument(document, title, state, len(numbers), examples))
+        documents.append(QueryLostDocument(document, title, state, len(numbers), examples))
     documents.sort(key=lambda each: (_ORDER.index(each.state), -each.queries, each.document))
     counts = {state: sum(each.state == state for each in documents) for state in _ORDER}
-    return Losses(
+    return QueryLosses(
         queries=len(set().union(*lost.values())),
         documents=tuple(documents[:_SHOWN_DOCUMENTS]),
         **counts,

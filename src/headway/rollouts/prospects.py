@@ -28,7 +28,6 @@ from headway.storage.baselines import Traffic
 Array = npt.NDArray[np.float64]
 
 _NORMAL = NormalDist()
-_NORMAL = NormalDist()
 _USUAL_SPREAD = 0.6  # of log latency, where a baseline tells one quantile only
 _HIGHEST_FLOOR = 0.5
 _YES_OR_NO = np.array([[1.0, 0.0], [1.0, 1.0]])  # an observation without the event, and one with it

@@ -13,7 +13,7 @@ from headway.domain.knowledge import Found
 from headway.domain.release import Retrieval
 from headway.errors import NotFoundError, RetrievalError
 from headway.retrieval.building import start
-from headway.retrieval.comparing import Comparison, LostDocument, Trial, compare_versions
+from headway.retrieval.comparing import Comparison, QueryLostDocument, Trial, compare_versions
 from headway.retrieval.queries import Label, LabelledQuery
 from headway.retrieval.retriever import VersionRetriever, Versions
 from headway.retrieval.searching import VersionSearch
@@ -84,7 +84,7 @@ async def test_with_labels_it_is_told_which_version_answers_better(stand: Stand)
     assert recall.difference.queries == 20
     assert found.relevance.reciprocal_rank.before.mean == found.relevance.ndcg.before.mean == 1.0
     assert (found.lost.queries, found.lost.removed, found.lost.changed) == (1, 1, 0)
-    assert found.lost.documents == (LostDocument("travel.md", "Travel", "removed", 1, (TRAINS.text,)),)
+    assert found.lost.documents == (QueryLostDocument("travel.md", "Travel", "removed", 1, (TRAINS.text,)),)
     assert found.unknown_labels == ()
 
 
