@@ -6,7 +6,9 @@ import io
 import socket
 import stat
 import subprocess
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from rich.console import Console
@@ -83,6 +85,31 @@ def test_a_headway_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Site, "environment", lambda self: {"HEADWAY_PORT": "no number"})
     with pytest.raises(CommandError, match="HEADWAY"), site.serve():
         pass
+
+
+class Ready(BaseHTTPRequestHandler):
+    """Answers as a Headway that runs."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_another_headway_on_its_ports_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    site = open_site(tmp_path / "demo")
+    others = [ThreadingHTTPServer(("127.0.0.1", port), Ready) for port in (site.ports.data, site.ports.control)]
+    for other in others:
+        Thread(target=other.serve_forever, args=(0.05,)).start()
+    try:
+        with pytest.raises(CommandError, match="cannot be used"), site.serve():
+            pass
+    finally:
+        for other in others:
+            other.shutdown()
+            other.server_close()
 
 
 def test_two_releases_are_brought_in_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

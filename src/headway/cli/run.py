@@ -17,6 +17,9 @@ from headway.domain.snapshot import SCOPES
 from headway.storage import configuration, keys, routing
 from headway.storage.database import Database
 
+RUNNING = "Headway runs."
+"""What is printed once both planes answer."""
+
 
 def run(
     port: Annotated[
@@ -63,7 +66,7 @@ async def _prepare(database: Database, settings: Settings) -> None:
 
 
 def _greet(settings: Settings) -> None:
-    console.print(Text("Headway runs.", style="bold green"))
+    console.print(Text(RUNNING, style="bold green"))
     console.print(Text(f"  data plane     http://{settings.host}:{settings.port}/v1 (an OpenAI base URL)"))
     console.print(Text(f"  control plane  http://{settings.admin_host}:{settings.admin_port}"))
     if not settings.config.exists():

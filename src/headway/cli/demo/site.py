@@ -20,6 +20,7 @@ from string import Template
 import msgspec
 
 from headway.cli.demo.documents import LEFT_OUT
+from headway.cli.run import RUNNING
 from headway.clock import SystemClock
 from headway.config.settings import Settings
 from headway.errors import ConfigurationError, HeadwayError
@@ -171,6 +172,7 @@ class Site:
             CommandError: It does not start; with the end of its log.
         """
         with self.log.open("ab") as log:
+            begin = log.tell()
             process = subprocess.Popen(  # noqa: S603 - our own command
                 [*_headway(), "run"],
                 env={"HEADWAY_LOG_FORMAT": "console"} | self.environment(),
@@ -182,7 +184,7 @@ class Site:
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one system call
             )
         try:
-            self._await_ready(process)
+            self._await_ready(process, begin)
             yield process
         finally:
             process.terminate()
@@ -192,10 +194,11 @@ class Site:
                 process.kill()
                 process.wait()
 
-    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def _await_ready(self, process: subprocess.Popen[bytes], begin: int) -> None:
+        """Wait until this Headway says that it runs: an answer on its ports could be that of another one."""
         clock = SystemClock()
         deadline = clock.monotonic_seconds() + _READY_SECONDS
-        while not all(_answers(port) for port in (self.ports.data, self.ports.control)):
+        while RUNNING.encode() not in self.log.read_bytes()[begin:]:
             if process.poll() is not None or clock.monotonic_seconds() > deadline:
                 tail = self.log.read_text("utf-8", "replace")[-_TAIL_CHARACTERS:].strip()
                 raise CommandError(f"Headway did not start; its log {self.log} ends with:\n{tail}")
@@ -254,15 +257,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection((_HOST, port), timeout=1) as connection:
-            connection.sendall(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-            return b" 200 " in connection.recv(64)
-    except OSError:
-        return False
 
 
 def _end_with_parent() -> None:
