@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headway.errors import ConflictError, NotFoundError
+from headway.errors import ConfigurationError, ConflictError, NotFoundError
 from headway.retrieval.worker import BuildWorker
 from headway.storage import builds, configuration, versions
 from headway.storage.database import Connection, Database
@@ -67,7 +67,11 @@ class Crowd:
         wanted = self._chance.choice(published).label if published else "handbook@1"
         lake = f"indexes:\n  handbook: {{lake: 'file:{self._folder}'}}\n"
         file = self._project.write(release=f", index: {wanted}", more=lake)
-        return await self._alone(lambda connection: configuration.apply(connection, file, author="ann"))
+        try:
+            return await self._alone(lambda connection: configuration.apply(connection, file, author="ann"))
+        except ConfigurationError as error:
+            assert "is not published" in error.message
+            raise ConflictError("dropped meanwhile") from error
 
     async def versions(self) -> list[Version]:
         found = await self._alone(versions.list_versions)
