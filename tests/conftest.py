@@ -6,14 +6,14 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from hypothesis import settings
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from headway.storage.database import Database, migrate
 from headway.storage.layout import Layout, read_pid_file
@@ -83,6 +83,26 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await opened.open()
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def refusing(database_url: str) -> AsyncIterator[Callable[[bool], Awaitable[None]]]:
+    """Makes the database turn everybody away, and take them back."""
+    name = conninfo_to_dict(database_url)["dbname"]
+
+    async def refuse(refused: bool) -> None:
+        # Superusers come in all the same: this test's own connections go by another database.
+        async with await psycopg.AsyncConnection.connect(
+            database_url, dbname="postgres", autocommit=True
+        ) as connection:
+            await connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS {not refused}'.encode())
+            if refused:
+                await connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+                )
+
+    yield refuse
+    await refuse(False)
 
 
 def forgo_durability(home: Path) -> None:

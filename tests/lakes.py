@@ -31,6 +31,9 @@ class CountingEmbedder:
     def __init__(self) -> None:
         self.embedded = 0
 
+    async def open(self) -> None:
+        """It is ready."""
+
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         self.embedded += len(texts)
         vectors = np.zeros((len(texts), self.dimensions), np.float32)

@@ -38,7 +38,8 @@ from headway.lake.sources import Lake, LakeObject, Skipped, Source, open_lake
 from headway.providers.azure_search import SearchServices
 from headway.retrieval import azure_index
 from headway.retrieval.batches import Labels
-from headway.retrieval.loading import Embedder, Loading, Preparation
+from headway.retrieval.embedding import Embedder
+from headway.retrieval.loading import Loading, Preparation
 from headway.retrieval.manifest import PIPELINE, ContentHash, Manifest, Recipe, name_embedder
 from headway.storage import builds, partitions, versions
 from headway.storage.builds import Build, Count, Listed, Outcome, Progress, Stage

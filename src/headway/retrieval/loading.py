@@ -21,6 +21,7 @@ from headway.lake.sources import Lake
 from headway.retrieval import batches
 from headway.retrieval.batches import Labels, Prepared, Read
 from headway.retrieval.chunking import embedded_text
+from headway.retrieval.embedding import Embedder
 from headway.retrieval.manifest import Recipe
 from headway.retrieval.tasks import do_both
 from headway.storage import builds, partitions
@@ -33,24 +34,6 @@ _EMBEDDED_CHUNKS = 1024  # given to the embedder at a time
 
 Vectors = NDArray[np.float32]
 Write = Callable[[Connection], Awaitable[None]]
-
-
-class Embedder(Protocol):
-    """What makes vectors of texts."""
-
-    @property
-    def dimensions(self) -> int:
-        """Length of the vectors."""
-        ...
-
-    async def embed(self, texts: Sequence[str]) -> Vectors:
-        """Make a vector of each text."""
-        ...
-
-    @property
-    def cost_usd(self) -> float | None:
-        """What it has cost so far; None where the price is not known."""
-        ...
 
 
 class Book(Protocol):

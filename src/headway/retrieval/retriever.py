@@ -41,7 +41,8 @@ from headway.storage.database import Connection, Database
 SECONDS = 5.0
 """How long a search may take, the wait for its turn and its query's vector included."""
 
-_PLACES = 4  # at once; half of the pool's connections
+PLACES = 4
+"""Searches at once, where nothing else is said: half of the pool's connections."""
 _WAITING = 64
 _SEARCH_SECONDS = 2.5  # of a database that answers: that it is slow at one search says nothing of others
 _ANSWER_PART = 0.6  # of the time for a search: by then the database, or the embedder, counts as away
@@ -168,7 +169,7 @@ class VersionRetriever:
         search: Search,
         clock: Clock,
         *,
-        places: int = _PLACES,
+        places: int = PLACES,
         seconds: float = SECONDS,
     ) -> None:
         self._database = database

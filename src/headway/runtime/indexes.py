@@ -15,14 +15,12 @@ from headway.retrieval import azure_index
 from headway.retrieval.azure_search import AzureSearch
 from headway.retrieval.chunking import approximate_tokens
 from headway.retrieval.embedding import Embedder, make_embedder, make_query_embedder
-from headway.retrieval.retriever import SECONDS, VersionRetriever, Versions
+from headway.retrieval.retriever import PLACES, SECONDS, VersionRetriever, Versions
 from headway.retrieval.searching import VersionSearch
 from headway.storage.database import Database
 
 if TYPE_CHECKING:
     from headway.retrieval.building import Tools
-
-_PLACES = 4  # searches at a time: half of the pool's connections
 
 
 @asynccontextmanager
@@ -43,7 +41,7 @@ async def open_tools(database: Database, clock: Clock) -> AsyncIterator[Tools]:
 
 @asynccontextmanager
 async def open_retriever(
-    database: Database, clock: Clock, *, places: int = _PLACES, seconds: float = SECONDS
+    database: Database, clock: Clock, *, places: int = PLACES, seconds: float = SECONDS
 ) -> AsyncIterator[VersionRetriever]:
     """Give what searches index versions while the block runs, for tools and pages: callers have their gateway.
 
@@ -72,7 +70,7 @@ def make_versions(client: ProviderClient, services: SearchServices, clock: Clock
 
 
 def make_retriever(
-    database: Database, versions: Versions, clock: Clock, *, places: int = _PLACES, seconds: float = SECONDS
+    database: Database, versions: Versions, clock: Clock, *, places: int = PLACES, seconds: float = SECONDS
 ) -> VersionRetriever:
     """Make a retriever with places of its own; who makes it closes it."""
     return VersionRetriever(database, versions, VersionSearch(), clock, places=places, seconds=seconds)

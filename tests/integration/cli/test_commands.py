@@ -12,11 +12,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from typer.testing import CliRunner, Result
 
-from headway.cli import app
 from headway.config.settings import Settings
 from headway.runtime import open_database
+from tests.commands import headway, listed
 from tests.project import Project
 
 SECRET = "s3cr3t-" + "x" * 20
@@ -30,18 +29,6 @@ def project(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MAIN_KEY", SECRET)
     monkeypatch.delenv("HEADWAY_CONFIG", raising=False)
     return Project(tmp_path)
-
-
-def headway(*arguments: str, status: int = 0) -> Result:
-    """Run a command in this process; it must end with this status."""
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == status, f"{arguments}: {result.output}\n{result.exception!r}"
-    return result
-
-
-def listed(*arguments: str) -> Any:
-    """Run a command with --json and read what it prints."""
-    return json.loads(headway(*arguments, "--json").stdout)
 
 
 def release_names() -> list[str]:

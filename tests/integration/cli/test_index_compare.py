@@ -10,22 +10,20 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from headway.cli import app, comparison
+from headway.cli import comparison
 from headway.domain.release import Retrieval
 from headway.ids import Kind
 from headway.retrieval.embedding import make_embedder
 from headway.storage.database import Connection, Database
+from tests import commands
 from tests.asked import ask, found_application
 from tests.indexes import SPEC
 
 
 def headway(*arguments: str, status: int = 0) -> Result:
-    """Run a command in this process; it must end with this status."""
-    result = CliRunner().invoke(app, ["index", "compare", *arguments])
-    assert result.exit_code == status, f"{arguments}: {result.output}\n{result.exception!r}"
-    return result
+    return commands.headway("index", "compare", *arguments, status=status)
 
 
 def compared(*arguments: str, status: int = 0) -> Any:

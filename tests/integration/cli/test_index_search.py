@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from headway.cli import app
+from tests.commands import headway
 from tests.project import Project
 
 LEAVE = (
@@ -18,13 +17,6 @@ LEAVE = (
 )
 HIDDEN = "# Leave of the board\n\nThe board has 60 days of paid holiday a year.\n"
 DRAFT = "---\nstatus: draft\nyear: 2023\n---\n# Old leave\n\nOnce there were 20 days of paid holiday a year.\n"
-
-
-def headway(*arguments: str, status: int = 0) -> Result:
-    """Run a command in this process; it must end with this status."""
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == status, f"{arguments}: {result.output}\n{result.exception!r}"
-    return result
 
 
 def search(*arguments: str) -> Any:

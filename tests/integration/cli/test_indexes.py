@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from headway.cli import app
 from headway.config.load import load
 from headway.config.spec import specify_version
 from headway.providers import azure_search
@@ -19,20 +15,9 @@ from headway.storage import builds
 from headway.storage.builds import Build
 from headway.storage.database import Database
 from headway.testing import refusing_port
+from tests.commands import headway, listed
 from tests.lakes import write_documents
 from tests.project import Project
-
-
-def headway(*arguments: str, status: int = 0) -> Result:
-    """Run a command in this process; it must end with this status."""
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == status, f"{arguments}: {result.output}\n{result.exception!r}"
-    return result
-
-
-def listed(*arguments: str) -> Any:
-    """Run a command with --json and read what it prints."""
-    return json.loads(headway(*arguments, "--json").stdout)
 
 
 @pytest.fixture

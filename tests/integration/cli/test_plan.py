@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-from typer.testing import CliRunner, Result
 
-from headway.cli import app
 from headway.storage.database import Database
+from tests.commands import headway, listed
 from tests.history import Record, write
 from tests.project import Project
 
@@ -49,18 +46,6 @@ async def traffic(project: Project, database_url: str) -> None:
         record = Record(application=1, release=1, until=datetime.now(UTC), count=4_000, hours=2.0, turns=2, thumbs=0.5)
         await write(connection, record)
     await database.close()
-
-
-def headway(*arguments: str, status: int = 0) -> Result:
-    """Run a command in this process; it must end with this status."""
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == status, f"{arguments}: {result.output}\n{result.exception!r}"
-    return result
-
-
-def listed(*arguments: str, status: int = 0) -> Any:
-    """Run a command with --json and read what it prints."""
-    return json.loads(headway(*arguments, "--json", status=status).stdout)
 
 
 def roll_back() -> None:

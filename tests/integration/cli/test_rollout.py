@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,20 +21,17 @@ from headway.cli.watch import Reader, watch
 from headway.clock import ManualClock
 from headway.errors import NotFoundError, StorageError
 from headway.storage.database import Connection, Database
+from tests import commands
 from tests.project import Project
 from tests.trial import POLICY, Trial, begin_trial, next_trial
 
 
 def headway(*arguments: str, status: int = 0) -> Result:
-    """Run a command in this process; it must end with this status."""
-    result = CliRunner().invoke(app, ["rollout", *arguments])
-    assert result.exit_code == status, f"{arguments}: {result.output}\n{result.exception!r}"
-    return result
+    return commands.headway("rollout", *arguments, status=status)
 
 
 def listed(*arguments: str) -> Any:
-    """Run a command with --json and read what it prints."""
-    return json.loads(headway(*arguments, "--json").stdout)
+    return commands.listed("rollout", *arguments)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -93,26 +93,6 @@ async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - other threads and processes are waited for
             await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-async def refusing(database_url: str) -> AsyncIterator[Callable[[bool], Any]]:
-    """Makes the database turn everybody away, and take them back."""
-    name = await ask(database_url, "SELECT current_database()")
-
-    async def refuse(refused: bool) -> None:
-        # Superusers come in all the same: this test's own connections go by another database.
-        async with await psycopg.AsyncConnection.connect(
-            database_url, dbname="postgres", autocommit=True
-        ) as connection:
-            await connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS {not refused}'.encode())
-            if refused:
-                await connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
-                )
-
-    yield refuse
-    await refuse(False)
 
 
 # --- the way of an interaction ---
@@ -227,7 +207,7 @@ async def test_an_interaction_that_nobody_foresaw_costs_no_other(tmp_path: Path,
 
 @pytest.mark.fault
 async def test_batches_wait_on_disk_while_the_database_is_away(
-    tmp_path: Path, database_url: str, refusing: Callable[[bool], Any]
+    tmp_path: Path, database_url: str, refusing: Callable[[bool], Awaitable[None]]
 ) -> None:
     async with running(tmp_path, database_url) as worker:
         worker.record(count=5)
@@ -250,7 +230,7 @@ async def test_batches_wait_on_disk_while_the_database_is_away(
 
 @pytest.mark.fault
 async def test_what_was_spooled_at_the_end_is_written_by_the_next_start(
-    tmp_path: Path, database_url: str, refusing: Callable[[bool], Any]
+    tmp_path: Path, database_url: str, refusing: Callable[[bool], Awaitable[None]]
 ) -> None:
     async with running(tmp_path, database_url) as worker:
         await refusing(True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, LiteralString
@@ -34,25 +34,6 @@ async def versions(database: Database) -> list[tuple[Any, ...]]:
         return await cursor.fetchall()
 
 
-@pytest.fixture
-async def refuse(database: Database) -> AsyncIterator[Callable[[bool], Awaitable[None]]]:
-    """Makes the database turn everybody away, and take them back."""
-    (name,) = await one(database, "SELECT current_database()")
-
-    async def refuse(refused: bool) -> None:
-        async with await psycopg.AsyncConnection.connect(
-            database.url, dbname="postgres", autocommit=True
-        ) as connection:
-            await connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS {not refused}'.encode())
-            if refused:
-                await connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
-                )
-
-    yield refuse
-    await refuse(False)
-
-
 async def one(database: Database, query: LiteralString) -> tuple[Any, ...]:
     async with database.connection() as connection:
         row = await (await connection.execute(query)).fetchone()
@@ -77,13 +58,13 @@ class Interrupting(CountingEmbedder):
 
 @pytest.mark.fault
 async def test_the_database_is_away_for_a_while(
-    database: Database, tmp_path: Path, refuse: Callable[[bool], Awaitable[None]]
+    database: Database, tmp_path: Path, refusing: Callable[[bool], Awaitable[None]]
 ) -> None:
     write_documents(tmp_path, 200)
     whole = await build(database, tmp_path, index="whole")
     async with database.connection() as connection:
         wanted = await builds.begin(connection, "handbook", specify(tmp_path), author="ann")
-    embedder, clock = Interrupting(lambda: refuse(True)), ManualClock()
+    embedder, clock = Interrupting(lambda: refusing(True)), ManualClock()
     impatient = Database(database.url, wait_seconds=0.2)
     await impatient.open()
     try:
@@ -92,7 +73,7 @@ async def test_the_database_is_away_for_a_while(
             with pytest.raises(StorageError):
                 await worker.look()
             clock.advance(60)
-        await refuse(False)
+        await refusing(False)
         await worker.look()
     finally:
         await impatient.close()
