@@ -214,9 +214,13 @@ class VersionRetriever:
             raise RetrievalError(message, retry_after_seconds=1) from error
 
     async def prepare(self, retrieval: Retrieval) -> None:
-        """Get ready to search a version, so that the first caller need not wait for the embedded model; never fails."""
+        """Get ready to search a version with the settings of now; never fails.
+
+        The first caller need not wait for the embedded model then, and changed credentials take effect.
+        """
         try:
-            version = await self._version(retrieval)
+            async with self._reading:
+                version = await self._attempts.run(partial(self._read, retrieval))
             if version.spec.deployment is None and version.dimensions:
                 await self._versions.embedder(version).embed(["ready"])
         except (HeadwayError, psycopg.Error) as error:

@@ -114,7 +114,7 @@ async def test_an_embedder_is_called_as_the_file_says_now_where_it_is_at_the_sam
     there, elsewhere = (Endpoint("openai", f"http://127.0.0.1:{port}/v1", "m") for port in (9, 10))
     old, new = Operation(api_key="env:OLD"), Operation(api_key="env:NEW", max_concurrency=3)
     built = VersionSpec(replace(SPEC.index, embedder=EmbedderSpec("vectors")), Deployment("vectors", there, old))
-    wanted = Retrieval("remote", 1)
+    wanted, retriever = Retrieval("remote", 1), stand.retriever()
     async with stand.database.connection() as connection:
         await publish(connection, "remote", 1, PAGES, stand.embedder.embed, spec=built)
     for place, expected in ((there, new), (elsewhere, old)):
@@ -124,8 +124,8 @@ async def test_an_embedder_is_called_as_the_file_says_now_where_it_is_at_the_sam
                 "INSERT INTO configuration (applied_by, source, spec, hash) VALUES ('ann', '', %s, 'h')",
                 (applied.encode().decode(),),
             )
-        stand.versions.forget(wanted)
-        await ask(stand.retriever(), retrieval=wanted)
+        await retriever.prepare(wanted)  # as with each new snapshot
+        await ask(retriever, retrieval=wanted)
         assert stand.embedders[-1].deployment == Deployment("vectors", there, expected)
 
 
